@@ -1,0 +1,1 @@
+"""Conditioners: maps from a context set to the parameters of a field."""

@@ -1,0 +1,173 @@
+"""The inner loop of MetaSDF (Meta-SGD, main paper section 3): phi_{j+1} = phi_j - alpha_j * grad_phi L_inner(phi_j; context)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp
+from metasdf.heads import Head
+from metasdf.tasks import Observations
+
+RateKind = Literal["global", "step", "tensor", "parameter", "parameter_step"]
+RATE_KINDS: tuple[RateKind, ...] = ("global", "step", "tensor", "parameter", "parameter_step")
+
+
+@dataclass(frozen=True)
+class InnerLoopConfig:
+    """How the inner loop runs. The defaults are the paper's 2D setting (supplement 2.2.2)."""
+
+    steps: int = 5
+    rates: RateKind = "parameter"
+    init_rate: float = 1e-1
+    constraint: Literal["free", "clip", "softplus"] = "free"  # clip: projected to >= 0 after each optimiser step; softplus: > 0 by form
+    extra_steps: Literal["last", "error"] = "last"  # steps beyond the trained ones use the rates of the last trained step, or are refused
+    gradient: Literal["explicit", "autograd"] = "explicit"  # two forms of the same numbers; autograd is the plain twin
+    checkpoint: bool = False  # keep only phi after each step and recompute inside it: O(n + m) memory instead of O(n m)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"InnerLoopConfig.steps must be at least 1, got {self.steps}")
+        if self.rates not in RATE_KINDS:
+            raise ValueError(f"InnerLoopConfig.rates must be one of {', '.join(RATE_KINDS)}, got {self.rates!r}")
+        if self.constraint not in ("free", "clip", "softplus"):
+            raise ValueError(f"InnerLoopConfig.constraint must be free, clip or softplus, got {self.constraint!r}")
+        if self.extra_steps not in ("last", "error"):
+            raise ValueError(f"InnerLoopConfig.extra_steps must be last or error, got {self.extra_steps!r}")
+        if self.gradient not in ("explicit", "autograd"):
+            raise ValueError(f"InnerLoopConfig.gradient must be explicit or autograd, got {self.gradient!r}")
+        if not self.init_rate > 0:
+            raise ValueError(f"InnerLoopConfig.init_rate must be positive, got {self.init_rate}")
+
+
+class Rates(nn.Module):
+    """Learned step sizes alpha. Sharing: one number, one per step, one per tensor, one per parameter, one per parameter and step.
+
+    `rates(j)` gives a Layer for every layer of the field, ready to be multiplied with the gradient at step j (counted from 0).
+    """
+
+    def __init__(self, spec: FieldSpec, config: InnerLoopConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.n_layers = len(spec.shapes)
+        start = config.init_rate
+        if config.constraint == "softplus":
+            start = float(torch.tensor(start, dtype=torch.float64).expm1().log())  # inverse of softplus
+        steps = (config.steps,) if config.rates in ("step", "parameter_step") else ()
+        if config.rates in ("parameter", "parameter_step"):
+            shapes = [shape for out, inn in spec.shapes for shape in ((out, inn), (out,))]
+        elif config.rates == "tensor":
+            shapes = [()] * (2 * self.n_layers)
+        else:
+            shapes = [()]
+        self.raw = nn.ParameterList([nn.Parameter(torch.full((*steps, *shape), start)) for shape in shapes])
+
+    def forward(self, step: int) -> Params:
+        if step >= self.config.steps and self.config.extra_steps == "error":
+            raise ValueError(f"step {step + 1} asked of a prior trained with {self.config.steps}; "
+                             "extra_steps='last' would repeat the rates of the last trained step")  # fmt: skip
+        step = min(step, self.config.steps - 1)
+        per_step = self.config.rates in ("step", "parameter_step")
+        values = [raw[step] if per_step else raw for raw in self.raw]
+        if self.config.constraint == "softplus":
+            values = [nn.functional.softplus(value) for value in values]
+        if len(values) == 1:
+            values = values * (2 * self.n_layers)
+        return tuple(Layer(w, b) for w, b in zip(values[0::2], values[1::2], strict=True))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        if self.config.constraint == "clip":
+            for raw in self.raw:
+                raw.clamp_(min=0.0)
+
+
+def inner_gradient(
+    params: Params, context: Observations, spec: FieldSpec, head: Head, *, products: torch.dtype | None = None
+) -> Params:
+    """grad_params of head.loss on each task's own context, explicit: closed form at the output, then `field_vjp`."""
+    out, vjp = field_vjp(params, context.x, spec, products=products)
+    return vjp(head.output_grad(out, context.y))
+
+
+def inner_gradient_autograd(
+    params: Params, context: Observations, spec: FieldSpec, head: Head, *, products: torch.dtype | None = None
+) -> Params:
+    """The same by autograd with a graph of the gradient: the plain twin of `inner_gradient`, and the form of the reference code."""
+    batch = context.x.shape[:-2]
+    own = [t.expand(*batch, *t.shape[-n:]) for layer in params for t, n in zip(layer, (2, 1), strict=True)]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not create_graph:
+            own = [t.detach().requires_grad_() for t in own]
+        elif not any(t.requires_grad for t in own):
+            own = [t.clone().requires_grad_() for t in own]
+        layers = tuple(Layer(w, b) for w, b in zip(own[0::2], own[1::2], strict=True))
+        loss = head.loss(field(layers, context.x, spec, products=products), context.y).sum()
+        grads = torch.autograd.grad(loss, own, create_graph=create_graph)
+    return tuple(Layer(w, b) for w, b in zip(grads[0::2], grads[1::2], strict=True))
+
+
+def _descend(params: Params, rates: Params, grads: Params) -> Params:
+    return tuple(
+        Layer(torch.addcmul(p.weight, a.weight, g.weight, value=-1), torch.addcmul(p.bias, a.bias, g.bias, value=-1))
+        for p, a, g in zip(params, rates, grads, strict=True)
+    )
+
+
+def inner_loop(
+    theta: Params,
+    rates: Callable[[int], Params],
+    context: Observations,
+    *,
+    spec: FieldSpec,
+    head: Head,
+    config: InnerLoopConfig,
+    steps: int | None = None,
+    second_order: float = 1.0,
+    products: torch.dtype | None = None,
+) -> list[Params]:
+    """theta, phi_1, ..., phi_k: the parameters before the first step and after each.
+
+    second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
+    (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
+    steps: more than `config.steps` follow `config.extra_steps`; the rates never change silently.
+    """
+    if not 0.0 <= second_order <= 1.0:
+        raise ValueError(f"second_order must lie in [0, 1], got {second_order}")
+    gradient = inner_gradient if config.gradient == "explicit" else inner_gradient_autograd
+
+    def step(j: int, params: Params) -> Params:
+        if second_order == 0.0:
+            with torch.no_grad():
+                grads = gradient(params, context, spec, head, products=products)
+        else:
+            grads = gradient(params, context, spec, head, products=products)
+            if second_order < 1.0:
+                grads = tuple(Layer(*(second_order * g + (1.0 - second_order) * g.detach() for g in layer)) for layer in grads)
+        return _descend(params, rates(j), grads)
+
+    path = [theta]
+    for j in range(config.steps if steps is None else steps):
+        if config.checkpoint and torch.is_grad_enabled() and second_order > 0.0:
+            path.append(_checkpointed(step, j, path[-1]))
+        else:
+            path.append(step(j, path[-1]))
+    return path
+
+
+def _checkpointed(step: Callable[[int, Params], Params], j: int, params: Params) -> Params:
+    """`step`, keeping only its input for the backward pass. Explicit gradients need one plain backward, which checkpointing supports."""
+    flat = [t for layer in params for t in layer]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        layers = tuple(Layer(w, b) for w, b in zip(tensors[0::2], tensors[1::2], strict=True))
+        return tuple(t for layer in step(j, layers) for t in layer)
+
+    out = checkpoint(run, *flat, use_reentrant=False)
+    return tuple(Layer(w, b) for w, b in zip(out[0::2], out[1::2], strict=True))

@@ -1,0 +1,142 @@
+"""Published experiments as typed values: one frozen dataclass each, presets derived by `replace`, fields overridden by name."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import field as setting
+from typing import Any, Literal
+
+from metasdf.conditioning.inner_loop import InnerLoopConfig
+from metasdf.errors import UsageError
+from metasdf.fields import FieldSpec
+from metasdf.tasks import ContextRule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a conditioner is trained. The defaults are the paper's 2D setting (supplement 2.2.4)."""
+
+    batch: int = 32
+    lr: float = 1e-4
+    lr_rates: float | None = None  # learning rate of the inner rates alpha; None: the same
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine decays to the end of the budget or of the epochs
+    warmup: int = 0  # steps over which the learning rate rises linearly
+    clip: float | None = None  # norm of the whole gradient
+    ema: float = 0.0  # decay of the averaged weights that evaluation uses; 0: none
+    products: Literal["float32", "bfloat16"] = "float32"  # precision of matrix products in training; state stays float32
+    order: Literal["second", "first", "anneal"] = "second"  # of the meta-gradient; anneal goes from first to second
+    anneal: float = 0.2  # fraction of the training over which `anneal` raises the second-order part from 0 to 1
+    epochs: int = 50  # used where no wall-clock budget is given
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A prior to be learned: data rule, field, conditioner, losses and training."""
+
+    name: str
+    preset: str
+    context: ContextRule
+    n_context: int
+    n_query: int
+    n_test: int  # context points at test time, whatever training used
+    field: FieldSpec = setting(default_factory=FieldSpec)
+    inner: InnerLoopConfig = setting(default_factory=InnerLoopConfig)
+    inner_norm: Literal["l1", "squared"] = "squared"
+    outer_norm: Literal["l1", "squared"] = "squared"
+    train: TrainConfig = setting(default_factory=TrainConfig)
+
+
+def mnist_dense() -> Experiment:
+    """2D SDFs of MNIST digits from dense samples (supplement 2.2.2 and 2.2.4; losses squared as in the authors' notebooks).
+
+    The supplement does not say how the 2D rates are shared; one per parameter (Meta-SGD) is read from the main paper's method section.
+    The size of the query set is not published: as many as the context.
+    """
+    return Experiment(name="mnist-dense", preset="paper", context="dense", n_context=32**2, n_query=32**2, n_test=32**2)
+
+
+def mnist_levelset() -> Experiment:
+    """The same from 512 points of the zero level set; the query is dense SDF samples (supplement 2.2.4)."""
+    return replace(mnist_dense(), name="mnist-levelset", context="levelset", n_context=512, n_test=512)
+
+
+def cpu_preset(experiment: Experiment) -> Experiment:
+    """The same network and data, fitted to a wall-clock budget on a CPU: fewer points a step, a larger and decaying learning rate."""
+    return replace(
+        experiment,
+        preset="cpu",
+        n_context=512,
+        n_query=512,
+        inner=replace(experiment.inner, rates="parameter_step", constraint="clip"),
+        outer_norm="l1",
+        train=replace(experiment.train, batch=16, lr=1e-3, schedule="cosine", warmup=100, clip=1.0, ema=0.998, products="bfloat16"),
+    )
+
+
+EXPERIMENTS = {e().name: e for e in (mnist_dense, mnist_levelset)}
+PRESETS = {"paper": lambda experiment: experiment, "cpu": cpu_preset}
+
+
+def experiment(name: str, *, preset: str = "cpu") -> Experiment:
+    """The experiment of that name. Raises UsageError, with the nearest names, for one that does not exist."""
+    if name not in EXPERIMENTS:
+        raise UsageError(f"there is no experiment {name!r}", cause="a misspelt name", fix=f"one of: {', '.join(EXPERIMENTS)}")
+    if preset not in PRESETS:
+        raise UsageError(f"there is no preset {preset!r}", fix=f"one of: {', '.join(PRESETS)}")
+    return PRESETS[preset](EXPERIMENTS[name]())
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return asdict(config)
+
+
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_dict`. Raises ValueError for unknown or badly typed fields."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    return cls(**{name: from_dict(hints[name], value) if is_dataclass(hints[name]) else value for name, value in values.items()})
+
+
+def override(config: Any, path: str, text: str) -> Any:
+    """`config` with the field at a dotted path set from text, e.g. override(e, "train.lr", "3e-4"). Raises UsageError on a bad name or value."""
+    name, _, rest = path.partition(".")
+    names = [f.name for f in fields(config)]
+    if name not in names:
+        raise UsageError(f"{type(config).__name__} has no field {name!r}", cause="a misspelt name in --set", fix=f"one of: {', '.join(names)}")
+    value = getattr(config, name)
+    try:
+        if rest:
+            if not is_dataclass(value):
+                raise UsageError(f"{name!r} is a single value, it has no field {rest!r}", fix=f"--set {name}=VALUE")
+            return replace(config, **{name: override(value, rest, text)})
+        return replace(config, **{name: _parse(typing.get_type_hints(type(config))[name], text)})
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"cannot set {path} to {text!r}", cause=str(error), fix="see the allowed values with: metasdf train NAME --show") from error
+
+
+def _parse(hint: Any, text: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        if text not in allowed:
+            raise ValueError(f"it must be one of {', '.join(allowed)}")
+        return text
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        return _parse(next(arg for arg in typing.get_args(hint) if arg is not type(None)), text)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("it must be true or false")
+        return text.lower() == "true"
+    if hint in (int, float, str):
+        return hint(text)
+    raise ValueError("it is a group of fields: set them one by one, for example train.lr=3e-4")

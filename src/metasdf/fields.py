@@ -1,0 +1,199 @@
+"""Neural fields as pure functions: `field(params, x, spec)` maps coordinates to outputs, with one parameter set per task or one for all.
+
+`Params` are plain tensors, so a conditioner may produce them in any way: by gradient steps, by a hypernetwork, or by looking up a code.
+A tensor without batch dimensions is shared by every task, which is how concatenation (bias per task, weight shared) costs nothing extra.
+
+`field_vjp` adds the explicit vector-Jacobian product with respect to the parameters. It is made of ordinary differentiable operations, so the
+gradient of the inner loop is differentiated by one more plain backward pass (no double backward), which checkpointing can wrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Layer(NamedTuple):
+    """One affine layer: weight (*B, out, in) and bias (*B, out); no B where every task shares the tensor."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+Params = tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """The architecture of Phi. `hidden_layers` counts layers from hidden to hidden, as the paper does: "four layers (i.e., two hidden layers)"."""
+
+    in_dim: int = 2
+    out_dim: int = 1
+    width: int = 256
+    hidden_layers: int = 2
+    activation: Literal["relu", "sine"] = "relu"
+    w0: float = 30.0  # frequency of the sine, Sitzmann et al. 2020 (SIREN); unused with ReLU
+    frequencies: int = 0  # Fourier features: x, sin(2^k pi x), cos(2^k pi x) for k < frequencies; 0 feeds the coordinates themselves
+    init: Literal["standard", "geometric"] = "standard"  # standard: Kaiming for ReLU, SIREN's rule for sine
+
+    def __post_init__(self) -> None:
+        for name, least in (("in_dim", 1), ("out_dim", 1), ("width", 1), ("hidden_layers", 0), ("frequencies", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"FieldSpec.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.activation not in ("relu", "sine"):
+            raise ValueError(f"FieldSpec.activation must be 'relu' or 'sine', got {self.activation!r}")
+        if self.init not in ("standard", "geometric"):
+            raise ValueError(f"FieldSpec.init must be 'standard' or 'geometric', got {self.init!r}")
+        if self.init == "geometric" and self.activation != "relu":
+            raise ValueError("geometric initialisation is derived for ReLU; use init='standard' with the sine")
+
+    @property
+    def encoded_dim(self) -> int:
+        return self.in_dim * (1 + 2 * self.frequencies)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of each layer, first to last."""
+        dims = [self.encoded_dim, *[self.width] * (self.hidden_layers + 1), self.out_dim]
+        return tuple((after, before) for before, after in zip(dims[:-1], dims[1:], strict=True))
+
+    @property
+    def n_params(self) -> int:
+        return sum(out * inn + out for out, inn in self.shapes)
+
+
+def encode(x: Float[Tensor, "*B d"], spec: FieldSpec) -> Float[Tensor, "*B e"]:
+    """Fourier features (Mildenhall et al. 2020): the coordinates, then their sines and cosines at doubling frequencies."""
+    if not spec.frequencies:
+        return x
+    octaves = math.pi * 2.0 ** torch.arange(spec.frequencies, device=x.device, dtype=x.dtype)
+    angles = (x.unsqueeze(-1) * octaves).flatten(-2)
+    return torch.cat((x, angles.sin(), angles.cos()), -1)
+
+
+def _affine(h: Tensor, layer: Layer) -> Tensor:
+    """h W^T + b for shared or per-task layers."""
+    weight, bias = layer
+    if weight.dim() == 2 and bias.dim() == 1:
+        return F.linear(h, weight, bias)
+    if weight.dim() == 3 and h.dim() == 3:
+        bias = bias if bias.dim() == 2 else bias.expand(h.shape[0], -1)
+        return torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+    return h @ weight.mT + bias.unsqueeze(-2)
+
+
+def _activate(z: Tensor, spec: FieldSpec) -> Tensor:
+    return z.relu() if spec.activation == "relu" else torch.sin(spec.w0 * z)
+
+
+def field(
+    params: Params, x: Float[Tensor, "*B N d"], spec: FieldSpec, *, products: torch.dtype | None = None
+) -> Float[Tensor, "*B N c"]:
+    """Phi(x; params): an MLP of `spec`, evaluated at N coordinates of each task.
+
+    `products=torch.bfloat16` computes matrix products and activations in that precision; coordinates enter as two such parts, so that they
+    keep theirs. Parameters, reductions over points and the result stay in their own dtype. Raises ValueError where shapes do not fit `spec`.
+    """
+    return field_vjp(params, x, spec, products=products)[0]
+
+
+def field_vjp(
+    params: Params, x: Float[Tensor, "*B N d"], spec: FieldSpec, *, products: torch.dtype | None = None
+) -> tuple[Float[Tensor, "*B N c"], Callable[[Float[Tensor, "*B N c"]], Params]]:
+    """Phi(x; params) and the function g -> sum over points of g . dPhi/dparams, one gradient for each task even where params are shared.
+
+    The gradient keeps the dtype of the parameters. Both results are differentiable with respect to params and x.
+    """
+    _check(params, x, spec)
+    low = products if products is not None and products != x.dtype else None
+    if low is not None and spec.activation == "sine":
+        raise ValueError("sin(w0 z) needs its argument at full precision: use products=None with the sine")
+    last = len(params) - 1
+    inputs: list[Tensor] = []  # of each layer
+    outputs: list[Tensor] = []  # before the activation (sine), or after it (ReLU: its sign is all the backward pass needs)
+    h = encode(x, spec)
+    if low is not None:
+        h = _split(h, low)
+    for index, layer in enumerate(params):
+        if low is not None:
+            layer = Layer(layer.weight.to(low), layer.bias.to(low))
+            if index == 0:
+                layer = Layer(torch.cat((layer.weight, layer.weight), -1), layer.bias)
+        inputs.append(h)
+        z = _affine(h, layer)
+        h = _activate(z, spec) if index < last else z
+        outputs.append(h if spec.activation == "relu" else z)
+
+    def vjp(g: Tensor) -> Params:
+        grads: list[Layer] = []
+        delta = g
+        for index in range(last, -1, -1):
+            weight, bias = params[index]
+            if index < last:
+                if spec.activation == "relu":
+                    delta = torch.ops.aten.threshold_backward(delta, outputs[index], 0)
+                else:
+                    delta = delta * (spec.w0 * torch.cos(spec.w0 * outputs[index]))
+            h = inputs[index]
+            delta = delta.to(h.dtype)
+            weight_grad = (delta.mT @ h).to(weight.dtype)
+            if low is not None and index == 0:
+                weight_grad = weight_grad[..., : spec.encoded_dim] + weight_grad[..., spec.encoded_dim :]
+            grads.append(Layer(weight_grad, delta.sum(-2, dtype=bias.dtype)))
+            if index:
+                delta = delta @ weight.to(h.dtype)
+        return tuple(reversed(grads))
+
+    return h.to(x.dtype), vjp
+
+
+def _split(x: Tensor, low: torch.dtype) -> Tensor:
+    """x as a sum of two low-precision parts, side by side: coordinates keep 16 significant bits where one bfloat16 would keep 8."""
+    high = x.to(low)
+    return torch.cat((high, (x - high).to(low)), -1)
+
+
+def _check(params: Params, x: Tensor, spec: FieldSpec) -> None:
+    if x.dim() < 2 or x.shape[-1] != spec.in_dim:
+        raise ValueError(f"coordinates must have shape (*B, N, {spec.in_dim}), got {tuple(x.shape)}")
+    if len(params) != len(spec.shapes):
+        raise ValueError(f"the field has {len(spec.shapes)} layers, got parameters for {len(params)}")
+    for index, (layer, shape) in enumerate(zip(params, spec.shapes, strict=True)):
+        if tuple(layer.weight.shape[-2:]) != shape or layer.bias.shape[-1] != shape[0]:
+            raise ValueError(f"layer {index}: expected weight (*B, {shape[0]}, {shape[1]}) and bias (*B, {shape[0]}), "
+                             f"got {tuple(layer.weight.shape)} and {tuple(layer.bias.shape)}")  # fmt: skip
+
+
+def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Params:
+    """Fresh parameters, shared by every task.
+
+    ReLU: Kaiming normal weights (He et al. 2015), zero biases. Sine: the rule of SIREN (Sitzmann et al. 2020, section 3.2).
+    Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off.
+    """
+    layers = []
+    last = len(spec.shapes) - 1
+    for index, (out, inn) in enumerate(spec.shapes):
+        weight, bias = torch.empty(out, inn, dtype=dtype), torch.zeros(out, dtype=dtype)
+        if spec.init == "geometric":
+            if index == last:
+                weight.normal_(math.sqrt(math.pi / inn), 1e-4, generator=generator)
+                bias.fill_(-0.5)
+            else:
+                weight.normal_(0.0, math.sqrt(2.0 / out), generator=generator)
+                if index == 0:
+                    weight[:, spec.in_dim :] = 0.0
+        elif spec.activation == "sine":
+            bound = 1.0 / inn if index == 0 else math.sqrt(6.0 / inn) / spec.w0
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
+        else:
+            weight.normal_(0.0, math.sqrt(2.0 / inn), generator=generator)
+        layers.append(Layer(weight, bias))
+    return tuple(layers)

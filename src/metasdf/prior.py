@@ -1,0 +1,288 @@
+"""Prior: what is trained, saved, loaded and shipped. `prior.adapt(points)` turns observations of a shape into its SDF."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from metasdf.checkpoint import load_state, save_state
+from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.metasdf import MetaSDF
+from metasdf.errors import CheckpointError, InputError, UsageError
+from metasdf.experiments import Experiment, from_dict, to_dict
+from metasdf.fields import FieldSpec, Layer, Params, field
+from metasdf.geometry.frame import Frame, bounding_box
+from metasdf.heads import Distance, Head
+from metasdf.tasks import Observations
+
+SHIPPED = Path(__file__).parent / "priors"
+MNIST_EXTENT = 20 / 28  # MNIST scales each digit so that its longer side is 20 of 28 pixels
+MAX_CONTEXT = 50_000  # more observations than this are subsampled: nothing is gained by them in five steps
+
+
+def build_conditioner(experiment: Experiment, *, generator: torch.Generator | None = None) -> Conditioner:
+    return MetaSDF(experiment.field, experiment.inner, head=Distance(experiment.inner_norm), generator=generator)
+
+
+class Prior(nn.Module):
+    """A trained conditioner with what is needed to use it: head, frame convention and card.
+
+    `card` says what it was trained on, how, and how well it does; it travels inside the file.
+    """
+
+    def __init__(self, experiment: Experiment, conditioner: Conditioner, *, extent: float = MNIST_EXTENT, card: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.experiment = experiment
+        self.conditioner = conditioner
+        self.head: Head = Distance(experiment.outer_norm)
+        self.extent = extent
+        self.card = card or {}
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def dim(self) -> int:
+        return self.conditioner.spec.in_dim
+
+    @property
+    def needs_values(self) -> bool:
+        """Dense priors learn from signed distances, level-set priors from bare surface points."""
+        return self.experiment.context == "dense"
+
+    def save(self, path: str | Path) -> None:
+        """Write the prior as one safetensors file, whole or not at all."""
+        state = {"experiment": to_dict(self.experiment), "extent": self.extent, "card": self.card}
+        save_state(Path(path), self.conditioner.state_dict(), state, kind="prior")
+
+    def frame_of(self, surface: NDArray[np.floating]) -> Frame:
+        """The frame in which a shape with these surface points looks like the training shapes."""
+        return bounding_box(surface, extent=self.extent)
+
+    @overload
+    def adapt(self, points: ArrayLike | Tensor, values: ArrayLike | Tensor | None = None, *, frame: Frame | None = None, steps: int | None = None) -> SDF: ...
+    @overload
+    def adapt(
+        self, points: list[Any], values: list[Any] | None = None, *, frame: Sequence[Frame] | Frame | None = None, steps: int | None = None
+    ) -> list[SDF]: ...
+
+    def adapt(self, points: Any, values: Any = None, *, frame: Any = None, steps: int | None = None) -> Any:
+        """The SDF of a new shape from what is observed of it, in a few gradient steps.
+
+        points: (N, d) coordinates in any units; a list of such arrays gives a list of SDFs, fitted together.
+        values: (N,) or (N, 1) signed distances in the same units, negative inside; needed by dense priors, refused by level-set priors.
+        frame: how the units map to the field; by default found from the surface (points, or where the values cross zero).
+        steps: gradient steps; more than the prior was trained with repeat the rates of its last step.
+        Raises InputError for points that cannot be used (shape, NaN, too few, no surface).
+        """
+        if isinstance(points, list) and points and not np.isscalar(points[0]) and np.ndim(_numpy(points[0])) == 2:
+            values = values if values is not None else [None] * len(points)
+            frames = frame if isinstance(frame, Sequence) and not isinstance(frame, Frame) else [frame] * len(points)
+            if not len(points) == len(values) == len(frames):
+                raise InputError(f"{len(points)} shapes, {len(values)} sets of values and {len(frames)} frames", fix="give one of each per shape")
+            return self._adapt([self._observe(p, v, f) for p, v, f in zip(points, values, frames, strict=True)], steps)
+        return self._adapt([self._observe(points, values, frame)], steps)[0]
+
+    def _observe(self, points: Any, values: Any, frame: Frame | None) -> tuple[Frame, NDArray[np.float32], NDArray[np.float32]]:
+        x = _check_points(_numpy(points), self.dim)
+        if self.needs_values and values is None:
+            raise InputError(f"the prior {self.name} learns from signed distances, only points were given", cause="bare surface points",
+                             fix="use a level-set prior (for digits: mnist-levelset), or pass values")  # fmt: skip
+        if not self.needs_values and values is not None:
+            raise InputError(f"the prior {self.name} learns from surface points, signed distances were given",
+                             fix="use a dense prior (for digits: mnist-dense), or pass the points on the surface alone")  # fmt: skip
+        if values is None:
+            frame = frame or self.frame_of(x)
+            y = np.zeros((len(x), 1))
+        else:
+            y = _check_values(_numpy(values), len(x))
+            if frame is None:
+                from metasdf.geometry.samples import zero_crossings
+
+                frame = self.frame_of(zero_crossings(x, y[:, 0]))
+            y = y * frame.scale
+        if len(frame.centre) != self.dim:
+            raise InputError(f"a {len(frame.centre)}D frame for a {self.dim}D prior")
+        x = frame.to_field(x)
+        if len(x) > MAX_CONTEXT:
+            chosen = np.random.default_rng(0).permutation(len(x))[:MAX_CONTEXT]
+            x, y = x[chosen], y[chosen]
+        return frame, x.astype(np.float32), y.astype(np.float32)
+
+    def _adapt(self, observed: list[tuple[Frame, NDArray[np.float32], NDArray[np.float32]]], steps: int | None) -> list[SDF]:
+        first = next(self.conditioner.parameters())
+        sdfs: list[SDF | None] = [None] * len(observed)
+        # Shapes with equally many points are fitted as one batch; every shape keeps its own gradient, so grouping changes nothing.
+        sizes: dict[int, list[int]] = {}
+        for index, (_, x, _) in enumerate(observed):
+            sizes.setdefault(len(x), []).append(index)
+        for group in sizes.values():
+            x = torch.from_numpy(np.stack([observed[i][1] for i in group])).to(first)
+            y = torch.from_numpy(np.stack([observed[i][2] for i in group])).to(first)
+            with torch.no_grad():
+                path = trajectory(self.conditioner, Observations(x, y), steps=steps)
+            for row, i in enumerate(group):
+                own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in path]
+                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i][0], prior=self.name)
+        return [sdf for sdf in sdfs if sdf is not None]
+
+
+def trajectory(conditioner: Conditioner, context: Observations, *, steps: int | None = None) -> list[Params]:
+    """Parameters before and after each step for methods that step, and the result alone for those that do not."""
+    if isinstance(conditioner, MetaSDF):
+        return conditioner.trajectory(context, steps=steps)
+    if steps is not None:
+        raise UsageError(f"{type(conditioner).__name__} has no inner steps", fix="leave steps out")
+    return [conditioner(context)]
+
+
+class SDF:
+    """The signed distance function of one shape, in the user's own units: negative inside.
+
+    `sdf(x)` and `sdf.value_and_grad(x)` take (..., d) arrays or tensors and answer in kind.
+    `sdf.after(j)` is the field after j inner steps, `sdf.frame` the map to field units.
+    """
+
+    def __init__(self, path: list[Params], spec: FieldSpec, head: Head, frame: Frame, *, prior: str = "") -> None:
+        self.path, self.spec, self.head, self.frame, self.prior = path, spec, head, frame, prior
+
+    @property
+    def params(self) -> Params:
+        return self.path[-1]
+
+    def after(self, step: int) -> SDF:
+        """The field after `step` steps; 0 is the learned initialisation."""
+        return SDF(self.path[: step + 1], self.spec, self.head, self.frame, prior=self.prior)
+
+    def in_field(self, x: Tensor) -> Tensor:
+        """Distance (N, 1) at field coordinates (N, d), differentiable."""
+        return self.head.to_sdf(field(self.params, x, self.spec))
+
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: ArrayLike) -> NDArray[np.float64]: ...
+
+    def __call__(self, x: Any) -> Any:
+        """Signed distances (...) at points (..., d)."""
+        return self._answer(x, gradient=False)[0]
+
+    def value_and_grad(self, x: Any) -> tuple[Any, Any]:
+        """Signed distances (...) and their gradients (..., d): the unit normal where the field is a true distance."""
+        return self._answer(x, gradient=True)
+
+    def _answer(self, x: Any, *, gradient: bool) -> tuple[Any, Any]:
+        points = _numpy(x)
+        dim = self.spec.in_dim
+        if points.ndim < 1 or points.shape[-1] != dim:
+            raise InputError(f"points must have shape (..., {dim}), got {points.shape}", cause="a transposed array, or another dimension")
+        like = self.params[0].weight
+        flat = torch.from_numpy(self.frame.to_field(points).reshape(-1, dim)).to(like)
+        values, grads = [], []
+        for part in flat.split(65_536):
+            with torch.set_grad_enabled(gradient):
+                part = part.requires_grad_(gradient)
+                value = self.in_field(part)
+                if gradient:
+                    grads.append(torch.autograd.grad(value.sum(), part)[0])
+            values.append(value.detach())
+        s = (torch.cat(values) if values else flat.new_zeros(0, 1)).double().cpu().numpy().reshape(points.shape[:-1]) / self.frame.scale
+        # The chain rule through the frame cancels: d(s / scale)/dx = ds/dfield * scale / scale.
+        g = torch.cat(grads).double().cpu().numpy().reshape(points.shape) if grads else np.zeros(points.shape)
+        if isinstance(x, Tensor):
+            return torch.from_numpy(s).to(x), torch.from_numpy(g).to(x)
+        return s, g
+
+    def save(self, path: str | Path) -> None:
+        """Write the SDF as one safetensors file; `metasdf.load_sdf` reads it."""
+        tensors = {f"{index}.{key}": t for index, layer in enumerate(self.params) for key, t in layer._asdict().items()}
+        state = {"field": to_dict(self.spec), "norm": getattr(self.head, "norm", "squared"), "centre": list(self.frame.centre),
+                 "scale": self.frame.scale, "prior": self.prior}  # fmt: skip
+        save_state(Path(path), tensors, state, kind="sdf")
+
+
+def load_sdf(path: str | Path) -> SDF:
+    """The SDF that `SDF.save` wrote."""
+    tensors, state = load_state(Path(path), kind="sdf")
+    spec = from_dict(FieldSpec, state["field"])
+    params = tuple(Layer(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(spec.shapes)))
+    return SDF([params], spec, Distance(state["norm"]), Frame(tuple(state["centre"]), state["scale"]), prior=state["prior"])
+
+
+def shipped() -> list[str]:
+    """Names of the priors that come with the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+
+
+def load(source: str | Path) -> Prior:
+    """A prior by its shipped name, or from a file or run folder. Raises UsageError (with the nearest name) or CheckpointError."""
+    path = Path(source)
+    if str(source) in shipped():
+        path = SHIPPED / f"{source}.safetensors"
+    elif path.is_dir():
+        path = path / "prior.safetensors"
+        if not path.exists():
+            raise UsageError("the folder holds no trained prior", where=source, cause="no run folder, or a run stopped before its first save",
+                             fix="metasdf train EXPERIMENT --data DATA --run RUN")  # fmt: skip
+    elif not path.is_file():
+        near = difflib.get_close_matches(str(source), shipped(), n=1, cutoff=0.4)
+        raise UsageError(f"there is no prior {str(source)!r}", cause="a misspelt name or path",
+                         fix=(f"did you mean {near[0]}? " if near else "") + f"shipped: {', '.join(shipped()) or 'none'}; or give a file or run folder")  # fmt: skip
+    tensors, state = load_state(path, kind="prior")
+    try:
+        experiment: Experiment = from_dict(Experiment, state["experiment"])
+        conditioner = build_conditioner(experiment)
+        conditioner.load_state_dict({name: t.float() for name, t in tensors.items()})
+        return Prior(experiment, conditioner, extent=float(state["extent"]), card=state["card"]).eval()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the prior does not fit this version of metasdf ({error})", where=path, cause="it was written by another version",
+                              fix="install the version named in its card, or train it again") from error  # fmt: skip
+
+
+def _row(t: Tensor, row: int, own_dims: int) -> Tensor:
+    """A task's own tensor, or the shared one."""
+    return t[row] if t.dim() > own_dims else t.detach()
+
+
+def _numpy(x: Any) -> NDArray[Any]:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def _check_points(x: NDArray[Any], dim: int) -> NDArray[np.float64]:
+    if x.ndim != 2 or x.shape[1] != dim:
+        cause = ""
+        if x.ndim == 2 and x.shape[0] == dim:
+            cause = "the array is transposed: points go down the rows"
+        elif x.ndim == 2 and x.shape[1] in (2, 3):
+            cause = f"{x.shape[1]}D points for a prior of {dim}D shapes"
+        raise InputError(f"points must have shape (N, {dim}), got {x.shape}", cause=cause,
+                         fix="pass points.T" if "transposed" in cause else f"give N points with {dim} coordinates each")  # fmt: skip
+    try:
+        x = x.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"points are not numbers (dtype {x.dtype})") from error
+    bad = int((~np.isfinite(x)).any(1).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(x)} points are NaN or infinite", cause="missing returns of a scanner, or a failed computation",
+                         fix="remove them: points[np.isfinite(points).all(1)]")  # fmt: skip
+    if len(x) < 3:
+        raise InputError(f"{len(x)} points cannot show a shape", fix="give at least 3, better several hundred")
+    return x
+
+
+def _check_values(y: NDArray[Any], n: int) -> NDArray[np.float64]:
+    if y.shape not in ((n,), (n, 1)):
+        raise InputError(f"values must have shape ({n},) or ({n}, 1), one for each point, got {y.shape}")
+    y = y.astype(np.float64).reshape(n, 1)
+    bad = int((~np.isfinite(y)).sum())
+    if bad:
+        raise InputError(f"{bad} of {n} distances are NaN or infinite", fix="remove those samples")
+    return y

@@ -1,0 +1,97 @@
+"""Where progress is shown: a live line on a terminal, plain lines elsewhere, and TensorBoard if asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from metasdf.errors import UsageError
+
+PLAIN_SECONDS = 15.0
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03; a dash for what is not known."""
+    if not 0 <= seconds < 1e7:
+        return "-"
+    minutes, s = divmod(round(seconds), 60)
+    h, m = divmod(minutes, 60)
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
+
+
+def commit() -> str:
+    """The git commit of the running source tree, with "+" if it was edited since; "unknown" for an installed package."""
+    try:
+        here = Path(__file__).parent
+        run = [subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+               for args in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run[0] + ("+" if run[1] else "")
+
+
+class TrainingMonitor:
+    """Shows a training: loss, validation errors, speed and time left."""
+
+    def __init__(self, tensorboard: Path | None = None) -> None:
+        self._writer = _summary_writer(tensorboard) if tensorboard else None
+        self._live = sys.stderr.isatty()
+        self._last = 0.0
+        self._validation = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> TrainingMonitor:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._bar = Progress(BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}% {task.description}"), console=Console(stderr=True))
+            self._task = self._bar.add_task("starting", total=1.0)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._writer:
+            self._writer.close()
+
+    def say(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def step(self, row: dict[str, float]) -> None:
+        if self._writer and row["step"] % 10 == 0:
+            for key in ("loss", "lr", "shapes_per_second"):
+                self._writer.add_scalar(key, row[key], int(row["step"]))
+        now = time.monotonic()
+        if now - self._last < (0.5 if self._live else PLAIN_SECONDS):
+            return
+        self._last = now
+        text = (f"step {row['step']:,.0f}  epoch {row['epoch']:.2f}  loss {row['loss']:.3e}{self._validation}  "
+                f"{row['shapes_per_second']:.1f} shapes/s  {duration(row['elapsed'])} gone, {duration(row['eta'])} left")  # fmt: skip
+        if self._bar:
+            self._bar.update(self._task, completed=row["progress"], description=text)
+        else:
+            self.say(text)
+
+    def validated(self, row: dict[str, float]) -> None:
+        self._validation = f"  val MSE {row['val_mse']:.3e} MAE {row['val_mae']:.3e}"
+        self.say(f"step {row['step']:,.0f}: validation MSE {row['val_mse']:.3e}, MAE {row['val_mae']:.3e} ({row['val_n']:.0f} shapes)")
+        if self._writer:
+            for key in ("val_mse", "val_mae"):
+                self._writer.add_scalar(key, row[key], int(row["step"]))
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs the tensorboard package", cause="the extra is not installed", fix="pip install 'metasdf[tensorboard]'") from error
+    return SummaryWriter(str(folder))

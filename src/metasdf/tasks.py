@@ -1,0 +1,84 @@
+"""What a task is: samples to learn from (context) and samples to be judged by (query), and the rules that draw both from a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Observations(NamedTuple):
+    """Coordinates x (*B, N, d) and signed distances y (*B, N, 1), negative inside, both in field units."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device) -> Observations:
+        return Observations(self.x.to(device), self.y.to(device))
+
+
+class TaskBatch(NamedTuple):
+    """B tasks: their indices in the data set (B,), what is observed of each, and what is asked."""
+
+    task: Tensor
+    context: Observations
+    query: Observations
+
+    def to(self, device: torch.device) -> TaskBatch:
+        return TaskBatch(self.task.to(device), self.context.to(device), self.query.to(device))
+
+
+class ShapeSamples(NamedTuple):
+    """All that is known of one shape: x (M, d) with its SDF s (M, 1), and points on the zero level set (K, d)."""
+
+    x: np.ndarray
+    s: np.ndarray
+    surface: np.ndarray
+
+
+class Draw(NamedTuple):
+    """Context and query of one shape as arrays, before they are stacked into a batch."""
+
+    context_x: np.ndarray
+    context_y: np.ndarray
+    query_x: np.ndarray
+    query_y: np.ndarray
+
+
+ContextRule = Literal["dense", "levelset"]
+
+
+def draw_surface(rng: np.random.Generator, surface: np.ndarray, n: int) -> np.ndarray:
+    """n points of the zero level set: a subset where there are more, with replacement where there are fewer; never padding."""
+    if not len(surface):
+        raise ValueError("the shape has no surface points")
+    return surface[rng.choice(len(surface), n, replace=len(surface) < n)]
+
+
+def dense(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int) -> Draw:
+    """Context and query are disjoint SDF samples of the same shape. Raises ValueError if the shape has fewer than both together."""
+    if n_context + n_query > len(shape.x):
+        raise ValueError(f"{n_context} context + {n_query} query points asked of a shape with {len(shape.x)} samples: "
+                         "disjoint sets need fewer points or a finer grid")  # fmt: skip
+    index = rng.permutation(len(shape.x))[: n_context + n_query]
+    c, q = index[:n_context], index[n_context:]
+    return Draw(shape.x[c], shape.s[c], shape.x[q], shape.s[q])
+
+
+def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int) -> Draw:
+    """Context: points on the zero level set, all with distance 0, no normals. Query: SDF samples anywhere."""
+    points = draw_surface(rng, shape.surface, n_context)
+    q = rng.choice(len(shape.x), n_query, replace=n_query > len(shape.x))
+    return Draw(points, np.zeros((n_context, 1), points.dtype), shape.x[q], shape.s[q])
+
+
+RULES: dict[str, Callable[..., Draw]] = {"dense": dense, "levelset": levelset}
+
+
+def stack(tasks: list[int], draws: list[Draw]) -> TaskBatch:
+    """Draws of B shapes as one batch of tensors."""
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*draws, strict=True)]
+    return TaskBatch(torch.tensor(tasks), Observations(columns[0], columns[1]), Observations(columns[2], columns[3]))

@@ -1,0 +1,351 @@
+"""One plain training loop for every method: meta_loss, step, validate, checkpoint. The same command resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metasdf.checkpoint import load_state, save_state, write_json
+from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.metasdf import MetaSDF
+from metasdf.data.loader import Loader
+from metasdf.data.store import Store
+from metasdf.errors import CheckpointError, TrainingError, UsageError
+from metasdf.experiments import Experiment, to_dict
+from metasdf.fields import field
+from metasdf.heads import Distance, Head
+from metasdf.memory import GIB, available_bytes, model_bytes, saved_bytes
+from metasdf.prior import Prior, build_conditioner
+from metasdf.tasks import Observations, TaskBatch
+
+PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None) -> Tensor:
+    """The one objective of all methods: mean over tasks of the head's loss on the query, plus the method's own prior loss."""
+    params, prior_loss = model.training_params(batch)
+    out = field(params, batch.query.x, model.spec, products=products)
+    return head.loss(out, batch.query.y).mean() + prior_loss
+
+
+class Limit(NamedTuple):
+    """When training ends: after a wall-clock budget in seconds, or after a number of steps."""
+
+    seconds: float | None
+    steps: int | None
+
+    def progress(self, step: int, elapsed: float) -> float:
+        if self.seconds is not None:
+            return min(1.0, elapsed / self.seconds)
+        assert self.steps is not None
+        return min(1.0, step / self.steps)
+
+
+class Monitor(Protocol):
+    """Where progress is shown: the terminal, TensorBoard, nothing."""
+
+    def say(self, text: str) -> None: ...
+    def step(self, row: dict[str, float]) -> None: ...
+    def validated(self, row: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """The state of a run and the loop that advances it."""
+
+    experiment: Experiment
+    store: Store
+    run: Path
+    limit: Limit
+    monitor: Monitor
+    device: torch.device = torch.device("cpu")
+    init: Prior | None = None
+    commit: str = "unknown"
+    checkpoint_seconds: float = 60.0
+    validate_seconds: float = 120.0
+    validation_shapes: int = 100
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        e = self.experiment
+        self.loader = Loader(
+            self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query, batch=e.train.batch, seed=e.train.seed
+        )
+        self.model = build_conditioner(e, generator=torch.Generator().manual_seed(e.train.seed))
+        if self.init is not None:
+            _load_into(self.model, self.init)
+        self.model.to(self.device)
+        self.head = Distance(e.outer_norm)
+        self.products = PRODUCTS[e.train.products]
+        self._set_products(self.products)
+        self.optimiser = torch.optim.Adam(_parameter_groups(self.model, e), lr=e.train.lr)
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()} if e.train.ema else None
+        self.step = 0
+        self.elapsed = 0.0
+        self.stop_signal: int | None = None
+
+    # -- the loop ------------------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, float]:
+        """Train to the limit; resume if the run folder holds a checkpoint. Returns the last validation row."""
+        self._open_run()
+        self._report_memory()
+        # Resumed runs may have many checkpoints' worth of history; times are counted from here.
+        started, base = time.monotonic(), self.elapsed
+        last_checkpoint = last_validation = started
+        window: list[float] = []
+        with self._signals():
+            while self.limit.progress(self.step, self.elapsed) < 1.0 and self.stop_signal is None:
+                loss = self._train_step()
+                now = time.monotonic()
+                self.elapsed = base + now - started
+                window.append(now)
+                window = window[-50:]
+                rate = (len(window) - 1) * self.loader.batch_size / (window[-1] - window[0]) if len(window) > 1 else 0.0
+                self.monitor.step(self._row(loss=loss, shapes_per_second=rate))
+                if now - last_checkpoint >= self.checkpoint_seconds:
+                    self.save()
+                    last_checkpoint = now
+                if now - last_validation >= self.validate_seconds:
+                    self._log(self.validate())
+                    last_validation = time.monotonic()
+                    self.elapsed = base + last_validation - started
+        if self.stop_signal is not None:
+            self.save()
+            return {}
+        row = self.validate()
+        self._log(row)
+        self.save(validation=row)
+        return row
+
+    def _train_step(self) -> float:
+        t = self.experiment.train
+        progress = self.limit.progress(self.step, self.elapsed)
+        factor = schedule(t.schedule, progress) * min(1.0, (self.step + 1) / t.warmup if t.warmup else 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        if isinstance(self.model, MetaSDF):
+            self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
+        batch = self.loader.batch(self.step).to(self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = meta_loss(self.model, self.head, batch, products=self.products)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip or math.inf)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            self.save()  # the parameters are still those of the last good step
+            raise TrainingError(
+                f"the loss is no longer finite ({value}, gradient norm {float(norm)}) at step {self.step + 1}", where=self.run,
+                cause="the learning rate or the inner rates are too large",
+                fix="the last good state is kept in the run folder; start a new run from it with smaller --set train.lr, "
+                    f"train.clip or inner.init_rate and --init {self.run / 'prior.safetensors'}",
+            )  # fmt: skip
+        self.optimiser.step()
+        self.model.project()
+        self.step += 1
+        if self.ema is not None:
+            decay = min(t.ema, (1 + self.step) / (10 + self.step))  # short memory at first, so that the average leaves the start soon
+            with torch.no_grad():
+                for name, p in self.model.named_parameters():
+                    self.ema[name].lerp_(p, 1.0 - decay)
+        return value
+
+    def _row(self, **values: float) -> dict[str, float]:
+        progress = self.limit.progress(self.step, self.elapsed)
+        eta = self.elapsed * (1 - progress) / progress if progress > 0 else math.inf
+        return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch, "elapsed": self.elapsed, "progress": progress,
+                "eta": eta, "lr": self.optimiser.param_groups[0]["lr"], **values}  # fmt: skip
+
+    # -- validation ----------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights and full-precision products, as it will be used."""
+        current = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._set_products(None)
+        try:
+            self._assign(self.ema or current)
+            yield
+        finally:
+            self._assign(current)
+            self._set_products(self.products)
+
+    def validate(self) -> dict[str, float]:
+        """MSE and MAE over all grid points of the first `validation_shapes` validation shapes."""
+        from metasdf.evaluate import grid_errors
+
+        split = "val" if len(self.store.splits.get("val", ())) else "train"
+        with self.averaged():
+            errors = grid_errors(
+                self.model, self.head, self.store, indices=self.store.splits[split][: self.validation_shapes], rule=self.experiment.context,
+                n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device,
+            )  # fmt: skip
+            if self.pictures:
+                from metasdf.report import draw_steps
+
+                draw_steps(self.model, self.store, self.store.splits[split][:4], self.experiment,
+                           path=self.run / "pictures" / f"step-{self.step:07d}.png", device=self.device)  # fmt: skip
+        return self._row(val_mse=errors.mse[-1], val_mae=errors.mae[-1], val_n=errors.n)
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.monitor.validated(row)
+        with (self.run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    # -- saving and resuming -------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.run / "checkpoint.safetensors"
+
+    def save(self, *, validation: dict[str, float] | None = None) -> None:
+        """Checkpoint (exact resume) and prior (averaged weights, for use), each written whole or not at all."""
+        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        for name, p in (self.ema or {}).items():
+            tensors[f"ema.{name}"] = p
+        for index, values in self.optimiser.state_dict()["state"].items():
+            for key, value in values.items():
+                tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
+        state = {"step": self.step, "elapsed": self.elapsed, "config": to_dict(self.experiment), "data": self.store.fingerprint}
+        save_state(self.checkpoint_path, tensors, state, kind="checkpoint")
+        self.export(validation).save(self.run / "prior.safetensors")
+
+    def export(self, validation: dict[str, float] | None = None) -> Prior:
+        model = build_conditioner(self.experiment)
+        weights = self.ema or dict(self.model.named_parameters())
+        model.load_state_dict({name: p.detach().cpu() for name, p in weights.items()})
+        meta = self.store.meta
+        card = {
+            "data": {k: meta[k] for k in ("source", "licence", "resolution") if k in meta} | {"fingerprint": self.store.fingerprint},
+            "training": {"steps": self.step, "seconds": round(self.elapsed, 1), "shapes": len(self.loader.indices), "commit": self.commit,
+                         "device": str(self.device), "torch": torch.__version__},
+            "validation": validation or {},
+        }  # fmt: skip
+        return Prior(self.experiment, model, card=card)
+
+    def _open_run(self) -> None:
+        config = to_dict(self.experiment)
+        if self.checkpoint_path.exists():
+            tensors, state = load_state(self.checkpoint_path, kind="checkpoint")
+            refuse_changes(state, config, self.store.fingerprint, self.run)
+            self._restore(tensors, state)
+            self.monitor.say(f"resuming {self.run} at step {self.step:,} ({self.elapsed / 60:.1f} min trained)")
+            return
+        if self.run.exists() and any(self.run.iterdir()) and not (self.run / "config.json").exists():
+            raise UsageError("the run folder holds other files", where=self.run, cause="it was not made by metasdf train", fix="choose an empty or new --run folder")
+        write_json(self.run / "config.json", {"experiment": config, "data": self.store.fingerprint, "commit": self.commit})
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        try:
+            self._assign({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+            if self.ema is not None:
+                self.ema = {name: tensors[f"ema.{name}"].to(self.device) for name, _ in self.model.named_parameters()}
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimiser."):
+                    _, index, key = name.split(".")
+                    moments.setdefault(int(index), {})[key] = tensor
+            own = self.optimiser.state_dict()
+            self.optimiser.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
+            self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the run ({error})", where=self.checkpoint_path, cause="it was written by another version",
+                                  fix="start a new run; --init can take its prior.safetensors") from error  # fmt: skip
+
+    @torch.no_grad()
+    def _assign(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.model.named_parameters():
+            p.copy_(values[name])
+
+    # -- surroundings --------------------------------------------------------------------------------------------------------------
+
+    def _set_products(self, products: torch.dtype | None) -> None:
+        if isinstance(self.model, MetaSDF):
+            self.model.products = products
+
+    def _report_memory(self) -> None:
+        batch = self.loader.batch(0).to(self.device)
+        one = TaskBatch(batch.task[:1], *(Observations(o.x[:1], o.y[:1]) for o in batch[1:]))
+        kept = saved_bytes(lambda: meta_loss(self.model, self.head, one, products=self.products))
+        need = int(1.3 * kept * self.loader.batch_size) + 5 * model_bytes(self.model.parameters())  # 1.3: gradients in flight
+        free = available_bytes(self.device)
+        line = f"memory: about {need / GIB:.2f} GiB for a step of {self.loader.batch_size} shapes"
+        self.monitor.say(line + (f", {free / GIB:.1f} GiB free" if free is not None else ""))
+        if free is not None and need > free:
+            raise TrainingError(f"a training step needs about {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free", where=str(self.device),
+                                cause="the batch, the points per shape or the steps are too many for this machine",
+                                fix="--set inner.checkpoint=true, or a smaller --set train.batch=N")  # fmt: skip
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the loop after the step in hand; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+
+def schedule(kind: str, progress: float) -> float:
+    return 1.0 if kind == "constant" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: str, run: Path) -> None:
+    """A run goes on only with what it began with; how long (epochs, budget) may change."""
+    was, now = _flat(state["config"]), _flat(config)
+    if was.get("name") != now.get("name"):
+        raise UsageError(f"this run folder belongs to {was.get('name')}, not to {now.get('name')}", where=run, cause="--run of another experiment",
+                         fix="choose another --run, or train the experiment it belongs to")  # fmt: skip
+    changed = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k) and k != "train.epochs"]
+    if changed:
+        raise UsageError(f"the configuration differs from the one this run began with ({'; '.join(changed)})", where=run,
+                         cause="another preset or --set than before, or a newer version of metasdf",
+                         fix="repeat the first command as it was, or give a new --run (with --init RUN/prior.safetensors to go on from its weights)")  # fmt: skip
+    if state["data"] != fingerprint:
+        raise UsageError("the data set differs from the one this run began with", where=run, cause="it was prepared again with other options",
+                         fix="give the original --data, or a new --run")  # fmt: skip
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[str, Any]]:
+    t = experiment.train
+    rates = [p for name, p in model.named_parameters() if name.startswith("rates.")]
+    others = [p for name, p in model.named_parameters() if not name.startswith("rates.")]
+    groups = [{"params": others, "base_lr": t.lr}, {"params": rates, "base_lr": t.lr if t.lr_rates is None else t.lr_rates}]
+    return [group for group in groups if group["params"]]
+
+
+def _load_into(model: Conditioner, prior: Prior) -> None:
+    try:
+        model.load_state_dict(prior.conditioner.state_dict())
+    except RuntimeError as error:
+        raise UsageError("--init has other layers or rates than this experiment", where=prior.experiment.name, cause=str(error).splitlines()[0],
+                         fix="use the same field and inner settings, see: metasdf models NAME") from error  # fmt: skip
