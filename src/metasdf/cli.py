@@ -129,7 +129,8 @@ def train(
     from metasdf.data.store import Store
     from metasdf.devices import pick_device
     from metasdf.prior import load
-    from metasdf.progress import TrainingMonitor, commit
+    from metasdf.progress import TrainingMonitor
+    from metasdf.provenance import commit
     from metasdf.train import Limit, Trainer
 
     store = Store.open(data)
@@ -146,6 +147,160 @@ def train(
     click.echo(f"done: {trainer.step:,} steps in {trainer.elapsed / 60:.1f} min, validation MSE {row['val_mse']:.3g}, MAE {row['val_mae']:.3g} "
                f"(field units, {row['val_n']} shapes)\nprior: {run / 'prior.safetensors'}\n"
                f"next: metasdf evaluate {run} --data {data}   or a longer --budget / --epochs with the same command to go on")  # fmt: skip
+
+
+@cli.command()
+@click.argument("source")
+@click.option("-o", "--out", type=path_type, required=True, help="The data set to write: a folder.")
+@click.option("--from", "origin", type=path_type, help="Where the MNIST files are: a folder, .zip or .tar. Without it they are downloaded.")
+@click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Grid points along a side.")
+@click.option("--workers", type=click.IntRange(1), help="Processes (default: one for each core).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
+@click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Which side of a silhouette is the shape.")
+@click.option("--limit", type=click.IntRange(2), help="Only the first images, to try things out.")
+@click.option("--unofficial", is_flag=True, help="Take IDX files that are not MNIST's own (Fashion-MNIST): their md5 is not checked.")
+@click.option("--force", is_flag=True, help="Replace a data set that was prepared differently.")
+def prepare(
+    source: str, out: Path, origin: Path | None, resolution: int, workers: int | None, seed: int, foreground: Any, limit: int | None, unofficial: bool,
+    force: bool,
+) -> None:  # fmt: skip
+    """Turn SOURCE into a data set of signed distance functions.
+
+    SOURCE is mnist, mnist-slice (the 100 digits that come with the package), or a folder of silhouettes (PNG, JPEG, BMP).
+
+    \b
+    metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
+    metasdf prepare silhouettes/ -o DATA
+    """
+    from metasdf.data import prepare as preparing
+
+    if origin is not None and source != "mnist":
+        raise UsageError("--from says where the MNIST files are, it goes with the source mnist", fix=f"metasdf prepare mnist --from {origin} -o {out}")
+    if source == "mnist":
+        store = preparing.prepare_mnist(origin, out, resolution=resolution, workers=workers, seed=seed, force=force, limit=limit, allow_unofficial=unofficial)
+    elif source == "mnist-slice":
+        store = preparing.prepare_slice(out, resolution=resolution, force=force)
+    else:
+        if not Path(source).is_dir():
+            raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a folder that does not exist",
+                             fix="mnist, mnist-slice, or a folder of silhouettes")  # fmt: skip
+        store = preparing.prepare_images(source, out, resolution=resolution, workers=workers, seed=seed, foreground=foreground, force=force, limit=limit)
+    dropped = store.meta.get("dropped", [])
+    for entry in dropped:
+        click.echo(f"dropped {entry['name']}: {entry['reason']}", err=True)
+    found = store.meta.get("found", len(store))
+    click.echo(f"{out}: {found:,} found = {len(store):,} kept + {len(dropped):,} dropped; "
+               + ", ".join(f"{name} {len(rows):,}" for name, rows in store.splits.items()))  # fmt: skip
+
+
+@cli.command()
+@click.argument("prior", shell_complete=_prior_names)
+@click.option("--data", type=path_type, required=True, help="Data set made by metasdf prepare.")
+@click.option("--split", default="test", show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Evaluation runs, each with its own context points (paper: 3).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Only the first shapes of the split.")
+@click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--json", "target", type=path_type, help="Also write the result to this file.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@device_option
+def evaluate(
+    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, target: Path | None, threads: int | None,
+    device: str,
+) -> None:  # fmt: skip
+    """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time."""
+    _start(threads)
+    from metasdf import evaluate as evaluation
+    from metasdf.checkpoint import write_json
+    from metasdf.data.store import Store
+    from metasdf.devices import pick_device
+    from metasdf.prior import load
+
+    loaded = load(prior)
+    if target is not None and target.is_dir():
+        raise UsageError("--json names a folder", where=target, fix="give the name of a file")
+    _say_extra_steps(loaded, steps)
+    result = evaluation.evaluate(loaded, Store.open(data), split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, device=pick_device(device))
+    click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {result['context']['rule']} context of {result['context']['points']} points, "
+               f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
+    click.echo("step          MSE          MAE  wrong sign %")
+    for step, row in enumerate(zip(*result["after_step"].values(), strict=True)):
+        click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
+    times = result["fit_ms"]
+    click.echo(f"fit: {times['alone']:.1f} ms alone, {times['batched']:.1f} ms per shape in batches of {times['batch']}")
+    if target is not None:
+        write_json(target, result)
+        click.echo(f"written: {target}")
+
+
+def _say_extra_steps(prior: Any, steps: int | None) -> None:
+    inner = prior.experiment.inner
+    if steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
+        click.echo(f"note: {prior.name} was trained with {inner.steps} steps; steps {inner.steps + 1} to {steps} repeat the rates of step {inner.steps}", err=True)
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, type=path_type)
+@click.option("-m", "--prior", required=True, shell_complete=_prior_names, help="Prior: a shipped name, a file or a run folder.")
+@click.option("-o", "--out", type=path_type, required=True, help="Folder for the results.")
+@click.option("--resolution", type=click.IntRange(8, 4096), default=128, show_default=True, help="Grid points along a side of the written SDF.")
+@click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
+@click.option("--y-up", is_flag=True, help="The y axis of points and samples points up (images and SVG: down).")
+@device_option
+def reconstruct(inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, y_up: bool, device: str) -> None:
+    """Turn observations of shapes into SDFs: an image, SDF samples (x, y, s) or bare points, as .png .npy .csv.
+
+    Writes the SDF grid (.npz), a picture (.png), the contour (.svg) and a summary (.json) for each, in the input's own units.
+    """
+    _start()
+    from metasdf.devices import pick_device
+    from metasdf.prior import load
+    from metasdf.reconstruct import reconstruct_many
+
+    loaded = load(prior).to(pick_device(device))
+    _say_extra_steps(loaded, steps)
+    if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, say=click.echo):
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("-o", "--out", type=path_type, default=Path("demo-out"), show_default=True, help="Folder for the page and its pictures.")
+def demo(out: Path) -> None:
+    """Fit digits that the shipped priors never saw, and write a page to look at."""
+    _start()
+    from metasdf.demo import run
+
+    run(out, say=click.echo)
+
+
+@cli.command()
+@click.argument("name", required=False, shell_complete=_prior_names)
+def models(name: str | None) -> None:
+    """List the shipped priors, or show the card of one (a name, file or run folder)."""
+    from metasdf.prior import load, shipped
+
+    if name is not None:
+        prior = load(name)
+        click.echo(json.dumps({"name": prior.name, "experiment": prior.experiment_dict(), "card": prior.card}, indent=2))
+        return
+    for each in shipped():
+        prior = load(each)
+        found = prior.card.get("metrics", {})
+        click.echo(f"{each:16s} {prior.dim}D, {prior.experiment.context} context, "
+                   f"{sum(p.numel() for p in prior.parameters()):,} numbers, test MSE {found.get('mse', float('nan')):.3g}")  # fmt: skip
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: metasdf completion bash >> ~/.bashrc"""
+    from click.shell_completion import get_completion_class
+
+    maker = get_completion_class(shell)
+    assert maker is not None
+    click.echo(maker(cli, {}, "metasdf", "_METASDF_COMPLETE").source())
 
 
 def main() -> None:

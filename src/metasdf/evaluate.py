@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import statistics
+import time
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ from metasdf.data.loader import Loader
 from metasdf.data.store import Store
 from metasdf.fields import field
 from metasdf.heads import Head
-from metasdf.prior import trajectory
+from metasdf.prior import Prior, trajectory
+from metasdf.progress import Report, reporter
+from metasdf.provenance import commit, hardware
 from metasdf.tasks import ContextRule
 
 
@@ -31,7 +35,7 @@ class GridErrors(NamedTuple):
 @torch.no_grad()
 def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
-    device: torch.device, batch: int = 50, steps: int | None = None,
+    device: torch.device, batch: int = 50, steps: int | None = None, report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
     """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point.
 
@@ -51,7 +55,75 @@ def grid_errors(
             e = (s - truth).double()
             errors.append(torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100)))
         rows.append(torch.stack(errors).cpu().numpy())  # (steps + 1, 3, batch)
+        report(min(start + batch, len(indices)), len(indices))
     values = np.concatenate(rows, -1)
     good = np.isfinite(values[-1]).all(0)
     means = values[..., good].mean(-1) if good.any() else np.full(values.shape[:2], np.nan)
     return GridErrors(*(means[:, k].tolist() for k in range(3)), n=int(good.sum()), failed=int((~good).sum()), shapes=values[-1, 0])
+
+
+DEFINITION = {
+    "units": "field units: the image side is 1; negative inside",
+    "mse": "mean over shapes of the mean over all grid points of (sdf - truth)^2; the paper's column headed l1-error",
+    "mae": "mean over shapes of the mean over all grid points of |sdf - truth|",
+    "misclassified": "percent of grid points whose sign is wrong",
+    "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median); batched, per shape in one batch",
+}
+
+
+def evaluate(
+    prior: Prior, store: Store, *, split: str = "test", runs: int = 1, seed: int = 0, limit: int | None = None, batch: int = 50,
+    steps: int | None = None, device: torch.device | None = None, progress: bool | Report = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Every shape of a split, each run with its own draw of context points (seed, seed + 1, ...). The result is ready for JSON.
+
+    metrics are means over runs, with `_std` over runs where there are several (the paper evaluates three times, supplement 2.2.7);
+    `after_step` holds them from the initialisation (0) to the last inner step. Raises UsageError for an empty split.
+    """
+    device = device or torch.device("cpu")
+    e = prior.experiment
+    indices = store.split(split)[:limit]
+    model = prior.to(device).conditioner
+    results = []
+    with reporter(progress, runs * len(indices), "evaluating") as report:
+        for run in range(runs):
+            results.append(
+                grid_errors(model, prior.head, store, indices=indices, rule=e.context, n_context=e.n_test, seed=seed + run, device=device, batch=batch,
+                            steps=steps, report=lambda done, total, run=run: report(run * total + done, runs * total))  # fmt: skip
+            )
+    names = ("mse", "mae", "misclassified")
+    by_step = {name: np.array([getattr(r, name) for r in results]) for name in names}  # (runs, steps + 1)
+    metrics = {name: float(by_step[name][:, -1].mean()) for name in names}
+    if runs > 1:
+        metrics |= {f"{name}_std": float(by_step[name][:, -1].std(ddof=1)) for name in names}
+    metrics["mse_median"] = float(np.median(np.concatenate([r.shapes[np.isfinite(r.shapes)] for r in results])))
+    return {
+        "prior": prior.name, "preset": e.preset, "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split,
+        "n": min(r.n for r in results), "failed": max(r.failed for r in results), "metrics": metrics,
+        "after_step": {name: values.mean(0).tolist() for name, values in by_step.items()},
+        "fit_ms": fit_times(prior, store, indices, batch=batch, seed=seed, steps=steps, device=device),
+        "context": {"rule": e.context, "points": e.n_test}, "runs": runs, "seed": seed, "definition": DEFINITION,
+        "commit": commit(), "hardware": hardware(device), "training": prior.card.get("training", {}),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def fit_times(
+    prior: Prior, store: Store, indices: NDArray[np.int64], *, batch: int, seed: int, steps: int | None, device: torch.device, repeats: int = 20
+) -> dict[str, float]:
+    """Milliseconds from context to parameters, for one shape alone (median of `repeats`) and per shape of a batch (median of 5)."""
+    e = prior.experiment
+    loader = Loader(store, indices=indices, rule=e.context, n_context=e.n_test, n_query=0, batch=batch, seed=seed)
+
+    def milliseconds(shapes: NDArray[np.int64], times: int) -> float:
+        context = loader.tasks(shapes).context.to(device)
+        taken = []
+        for _ in range(times + 1):
+            start = time.perf_counter()
+            trajectory(prior.conditioner, context, steps=steps)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append((time.perf_counter() - start) * 1e3 / len(shapes))
+        return statistics.median(taken[1:])  # the first run warms up
+
+    return {"alone": milliseconds(indices[:1], repeats), "batched": milliseconds(indices[:batch], 5), "batch": len(indices[:batch])}

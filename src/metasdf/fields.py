@@ -41,7 +41,7 @@ class FieldSpec:
     activation: Literal["relu", "sine"] = "relu"
     w0: float = 30.0  # frequency of the sine, Sitzmann et al. 2020 (SIREN); unused with ReLU
     frequencies: int = 0  # Fourier features: x, sin(2^k pi x), cos(2^k pi x) for k < frequencies; 0 feeds the coordinates themselves
-    init: Literal["standard", "geometric"] = "standard"  # standard: Kaiming for ReLU, SIREN's rule for sine
+    init: Literal["standard", "spread", "geometric"] = "standard"  # see initialise
 
     def __post_init__(self) -> None:
         for name, least in (("in_dim", 1), ("out_dim", 1), ("width", 1), ("hidden_layers", 0), ("frequencies", 0)):
@@ -49,10 +49,10 @@ class FieldSpec:
                 raise ValueError(f"FieldSpec.{name} must be at least {least}, got {getattr(self, name)}")
         if self.activation not in ("relu", "sine"):
             raise ValueError(f"FieldSpec.activation must be 'relu' or 'sine', got {self.activation!r}")
-        if self.init not in ("standard", "geometric"):
-            raise ValueError(f"FieldSpec.init must be 'standard' or 'geometric', got {self.init!r}")
-        if self.init == "geometric" and self.activation != "relu":
-            raise ValueError("geometric initialisation is derived for ReLU; use init='standard' with the sine")
+        if self.init not in ("standard", "spread", "geometric"):
+            raise ValueError(f"FieldSpec.init must be 'standard', 'spread' or 'geometric', got {self.init!r}")
+        if self.init != "standard" and self.activation != "relu":
+            raise ValueError(f"init={self.init!r} is meant for ReLU; use init='standard' with the sine")
 
     @property
     def encoded_dim(self) -> int:
@@ -174,7 +174,8 @@ def _check(params: Params, x: Tensor, spec: FieldSpec) -> None:
 def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Params:
     """Fresh parameters, shared by every task.
 
-    ReLU: Kaiming normal weights (He et al. 2015), zero biases. Sine: the rule of SIREN (Sitzmann et al. 2020, section 3.2).
+    Standard: for ReLU, Kaiming normal weights (He et al. 2015) and zero biases; for the sine, the rule of SIREN (Sitzmann et al. 2020,
+    section 3.2). Spread: Kaiming weights with biases uniform in +-1/sqrt(in), so that the first kinks do not all pass through the origin.
     Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off.
     """
     layers = []
@@ -195,5 +196,7 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
             bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
         else:
             weight.normal_(0.0, math.sqrt(2.0 / inn), generator=generator)
+            if spec.init == "spread":
+                bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
         layers.append(Layer(weight, bias))
     return tuple(layers)

@@ -58,6 +58,9 @@ class Prior(nn.Module):
         """Dense priors learn from signed distances, level-set priors from bare surface points."""
         return self.experiment.context == "dense"
 
+    def experiment_dict(self) -> dict[str, Any]:
+        return to_dict(self.experiment)
+
     def save(self, path: str | Path) -> None:
         """Write the prior as one safetensors file, whole or not at all."""
         state = {"experiment": to_dict(self.experiment), "extent": self.extent, "card": self.card}
@@ -125,10 +128,9 @@ class Prior(nn.Module):
         for index, (_, x, _) in enumerate(observed):
             sizes.setdefault(len(x), []).append(index)
         for group in sizes.values():
-            x = torch.from_numpy(np.stack([observed[i][1] for i in group])).to(first)
-            y = torch.from_numpy(np.stack([observed[i][2] for i in group])).to(first)
+            context = Observations(*(torch.from_numpy(np.stack([observed[i][k] for i in group])).to(first) for k in (1, 2)))
             with torch.no_grad():
-                path = trajectory(self.conditioner, Observations(x, y), steps=steps)
+                path = trajectory(self.conditioner, context, steps=steps)
             for row, i in enumerate(group):
                 own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in path]
                 sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i][0], prior=self.name)

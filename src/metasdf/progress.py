@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from metasdf.errors import UsageError
 
 PLAIN_SECONDS = 15.0
+Report = Callable[[int, int], None]  # (done, total)
 
 
 def duration(seconds: float) -> str:
@@ -23,15 +25,31 @@ def duration(seconds: float) -> str:
     return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
 
 
-def commit() -> str:
-    """The git commit of the running source tree, with "+" if it was edited since; "unknown" for an installed package."""
-    try:
-        here = Path(__file__).parent
-        run = [subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-               for args in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return run[0] + ("+" if run[1] else "")
+@contextmanager
+def reporter(progress: bool | Report, total: int, label: str) -> Iterator[Report]:
+    """A bar where standard error is a terminal, a line per tenth where it is not, nothing for False, or the caller's own function."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done, total: bar.update(task, completed=done)
+    else:
+        printed = 0
+
+        def lines(done: int, total: int) -> None:
+            nonlocal printed
+            if done * 10 // total > printed:
+                printed = done * 10 // total
+                print(f"{label}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+        yield lines
 
 
 class TrainingMonitor:

@@ -88,16 +88,17 @@ def prepare_mnist(source: str | Path | None, out: str | Path, *, resolution: int
     """
     _check_counts(workers=workers, val=val, limit=limit)
     official = read_mnist(download_mnist() if source is None else source, allow_unofficial=allow_unofficial)
-    request = {"source": {name: hashlib.sha256(array).hexdigest() for name, array in official._asdict().items()}, "resolution": resolution,
-               "threshold": THRESHOLD, "contours": contours, "seed": seed, "val": val, "limit": limit}
-    if store := find_existing(out, kind=KIND, request=request, force=force):
-        return store
     mnist = official if limit is None else MNIST(*(array[:limit] for array in official))
     train, test = len(mnist.train_images), len(mnist.test_images)
     if val is None:
         val = VALIDATION_DIGITS if limit is None else max(1, train // 10)
     if not 0 <= val < train:
         raise UsageError(f"val={val} leaves no digit to train on", where=f"{train} training images", fix="use a smaller val")
+    request = {"source": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in official._asdict().items()},
+               "official": not allow_unofficial, "resolution": resolution, "threshold": THRESHOLD, "contours": contours, "seed": seed, "val": val,
+               "limit": limit}
+    if store := find_existing(out, kind=KIND, request=request, force=force):
+        return store
     order = _keyed_order([f"train/{i}" for i in range(train)], seed)
     meta = {"source": "MNIST" if not allow_unofficial else "IDX files in MNIST's form (md5 not checked)",
             "credit": CREDIT if not allow_unofficial else "", "licence": LICENCE if not allow_unofficial else "",
@@ -114,7 +115,8 @@ def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = Tru
     for demos and smoke tests only, and comparable with nothing; `meta["comparable"]` is False.
     """
     images, labels, indices = load_slice()
-    request = {"source": {"slice": hashlib.sha256(images).hexdigest()}, "resolution": resolution, "threshold": THRESHOLD, "contours": contours}
+    request = {"source": {"slice": hashlib.sha256(images.tobytes()).hexdigest()}, "resolution": resolution, "threshold": THRESHOLD,
+               "contours": contours}
     if store := find_existing(out, kind=KIND, request=request, force=force):
         return store
     rank = np.arange(100) % 10  # position inside the class: rows are sorted by class
@@ -243,13 +245,19 @@ def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progr
     """Results of `job[0](*job[1:])` in the order of the jobs, from `workers` processes (None: one per core this process may use)."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(jobs))
+    workers = min(workers, len(jobs)) if _main_can_be_imported() else 1
     done = 0
     with _reporter(progress, total) as report:
         for rows in _in_processes(jobs, workers) if workers > 1 else (job[0](*job[1:]) for job in jobs):
             yield rows
             done += len(rows.kept) + len(rows.dropped)
             report(done, total)
+
+
+def _main_can_be_imported() -> bool:
+    """A new process imports the main module; a program read from standard input has none, so it does all the work itself."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is None or Path(file).exists()
 
 
 def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Rows]:

@@ -44,8 +44,9 @@ def sdf_from_mask(mask: Mask) -> FloatArray:
 
     Two unsigned Euclidean distance transforms, of the mask and of its inverse (supplement, section 2.2.1):
     `(edt(~mask) - edt(mask)) / max(H, W)`. A transform measures to the nearest pixel *centre* of the other colour, so the two sides of
-    an edge hold +1 and -1 pixel and never 0: beside a straight edge the magnitude is half a pixel more than the true distance.
-    The zero level, by linear interpolation, still lies on the edge. We keep this as the paper has it.
+    an edge hold +1 and -1 pixel and never 0: beside an edge along the pixels the magnitude is half a pixel more than the true distance,
+    beside slanted and curved ones a little less (a quarter on average for a disc). The zero level, by linear interpolation, still lies
+    on the edge. We keep this as the paper has it.
 
     Raises InputError if the mask is all True or all False (there is no edge to measure to).
     """

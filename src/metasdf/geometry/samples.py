@@ -17,7 +17,8 @@ def zero_crossings(x: NDArray[np.floating], s: NDArray[np.floating]) -> NDArray[
         raise InputError(f"all {len(s)} distances are {sign}, so the samples show no surface", cause="unsigned distances, or samples far from the shape",
                          fix="give signed distances, negative inside, on both sides of the surface")  # fmt: skip
     try:
-        simplices = Delaunay(x).simplices
+        # Qhull lifts points to |x|^2, which would cost georeferenced coordinates their digits: only their shape matters, so it is normalised.
+        simplices = Delaunay((x - x.mean(0)) / max(float(np.ptp(x, axis=0).max()), np.finfo(np.float64).tiny)).simplices
     except QhullError as error:
         raise InputError("the samples do not span the space", cause="all on one line or plane", fix="give samples around the shape") from error
     corners = simplices.shape[1]

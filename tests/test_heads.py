@@ -1,0 +1,118 @@
+"""Heads: losses in closed form, one per task, and the output gradient that starts the explicit inner loop."""
+
+from __future__ import annotations
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+from metasdf.heads import Distance
+
+NORMS = ["l1", "squared"]
+SHAPES = [(7, 1), (3, 7, 1), (2, 3, 7, 1), (3, 1, 1)]
+every_norm = pytest.mark.parametrize("norm", NORMS)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=g, dtype=torch.float64), torch.randn(shape, generator=g, dtype=torch.float64)
+
+
+def test_loss_in_numbers() -> None:
+    out, y = torch.tensor([[[1.0], [-2.0], [0.5]], [[0.0], [0.0], [3.0]]]), torch.tensor([[[0.0], [0.0], [1.0]], [[0.0], [0.0], [0.0]]])
+    assert Distance("l1").loss(out, y).tolist() == pytest.approx([3.5 / 3, 1.0])
+    assert Distance("squared").loss(out, y).tolist() == pytest.approx([5.25 / 3, 3.0])
+
+
+def test_squared_is_the_default() -> None:
+    out, y = pair((3, 7, 1))
+    assert torch.equal(Distance().loss(out, y), Distance("squared").loss(out, y))
+
+
+@every_norm
+@every_shape
+def test_loss_is_the_mean_over_points_of_each_task(norm: str, shape: tuple[int, ...]) -> None:
+    out, y = pair(shape)
+    error = (out - y).squeeze(-1)
+    expected = error.abs().mean(-1) if norm == "l1" else (error**2).mean(-1)
+    loss = Distance(norm).loss(out, y)
+    assert loss.shape == shape[:-2]  # one value per task
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
+@every_norm
+def test_loss_does_not_grow_with_the_number_of_points(norm: str) -> None:
+    out, y = pair((3, 7, 1))
+    twice = Distance(norm).loss(torch.cat((out, out), -2), torch.cat((y, y), -2))
+    torch.testing.assert_close(twice, Distance(norm).loss(out, y), rtol=1e-14, atol=0)
+
+
+@every_norm
+@every_shape
+def test_output_grad_is_the_gradient_of_the_loss(norm: str, shape: tuple[int, ...]) -> None:
+    head = Distance(norm)
+    out, y = pair(shape)
+    out.requires_grad_()
+    (by_autograd,) = torch.autograd.grad(head.loss(out, y).sum(), out)
+    torch.testing.assert_close(head.output_grad(out, y), by_autograd, rtol=1e-14, atol=1e-15)
+
+
+def test_l1_has_no_gradient_where_the_error_is_zero() -> None:
+    """The convention of torch, which both forms of the inner gradient must share."""
+    out, y = torch.tensor([[0.25], [1.0]], requires_grad=True), torch.tensor([[0.25], [0.0]])
+    head = Distance("l1")
+    (by_autograd,) = torch.autograd.grad(head.loss(out, y).sum(), out)
+    assert head.output_grad(out, y).tolist() == by_autograd.tolist() == [[0.0], [0.5]]
+
+
+@every_norm
+def test_output_grad_is_differentiable(norm: str) -> None:
+    """Its derivative is the second derivative of the loss: 2/N for squares, nothing for l1."""
+    head = Distance(norm)
+    out, y = pair((3, 7, 1))
+    out.requires_grad_()
+    (first,) = torch.autograd.grad(head.loss(out, y).sum(), out, create_graph=True)
+    v = torch.arange(1.0, 22.0, dtype=torch.float64).reshape(3, 7, 1)
+    ours = torch.autograd.grad((head.output_grad(out, y) * v).sum(), out, allow_unused=True)[0] if norm == "squared" else torch.zeros_like(v)
+    theirs = torch.autograd.grad((first * v).sum(), out, allow_unused=True)[0]
+    torch.testing.assert_close(ours, torch.zeros_like(v) if theirs is None else theirs, rtol=1e-14, atol=0)
+    torch.testing.assert_close(ours, 2 / 7 * v if norm == "squared" else 0 * v, rtol=1e-14, atol=0)
+
+
+@every_norm
+def test_tasks_are_independent(norm: str) -> None:
+    head = Distance(norm)
+    out, y = pair((3, 7, 1))
+    other_out, other_y = out.clone(), y.clone()
+    other_out[1], other_y[1] = float("nan"), float("inf")
+    for before, after in ((head.loss(out, y), head.loss(other_out, other_y)), (head.output_grad(out, y), head.output_grad(other_out, other_y))):
+        assert torch.equal(before[[0, 2]], after[[0, 2]])
+        assert not torch.equal(before[1], after[1])
+
+
+def test_the_output_is_the_distance() -> None:
+    out, _ = pair((3, 7, 1))
+    assert Distance().channels == 1
+    assert torch.equal(Distance().to_sdf(out), out)
+
+
+@every_norm
+def test_head_keeps_the_dtype_and_has_no_state(norm: str) -> None:
+    head = Distance(norm)
+    out, y = (t.float() for t in pair((3, 7, 1)))
+    assert head.loss(out, y).dtype == head.output_grad(out, y).dtype == torch.float32
+    assert not head.state_dict()
+
+
+def test_unknown_norm_is_refused(unwatched: None) -> None:
+    with pytest.raises(ValueError, match="'l1' or 'squared', got 'l2'"):
+        Distance("l2")
+
+
+def test_annotated_shapes_are_executed() -> None:
+    """Distances without their channel would broadcast to an N x N error."""
+    out, y = pair((3, 7, 1))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Distance().loss(out, y.squeeze(-1))
