@@ -158,10 +158,10 @@ def train(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Which side of a silhouette is the shape.")
 @click.option("--limit", type=click.IntRange(2), help="Only the first images, to try things out.")
-@click.option("--unofficial", is_flag=True, help="Take IDX files that are not MNIST's own (Fashion-MNIST): their md5 is not checked.")
+@click.option("--allow-unofficial", is_flag=True, help="Take IDX files that are not MNIST's own (Fashion-MNIST): their md5 is not checked.")
 @click.option("--force", is_flag=True, help="Replace a data set that was prepared differently.")
 def prepare(
-    source: str, out: Path, origin: Path | None, resolution: int, workers: int | None, seed: int, foreground: Any, limit: int | None, unofficial: bool,
+    source: str, out: Path, origin: Path | None, resolution: int, workers: int | None, seed: int, foreground: Any, limit: int | None, allow_unofficial: bool,
     force: bool,
 ) -> None:  # fmt: skip
     """Turn SOURCE into a data set of signed distance functions.
@@ -177,7 +177,7 @@ def prepare(
     if origin is not None and source != "mnist":
         raise UsageError("--from says where the MNIST files are, it goes with the source mnist", fix=f"metasdf prepare mnist --from {origin} -o {out}")
     if source == "mnist":
-        store = preparing.prepare_mnist(origin, out, resolution=resolution, workers=workers, seed=seed, force=force, limit=limit, allow_unofficial=unofficial)
+        store = preparing.prepare_mnist(origin, out, resolution=resolution, workers=workers, seed=seed, force=force, limit=limit, allow_unofficial=allow_unofficial)
     elif source == "mnist-slice":
         store = preparing.prepare_slice(out, resolution=resolution, force=force)
     else:

@@ -59,7 +59,8 @@ def grid_errors(
     values = np.concatenate(rows, -1)
     good = np.isfinite(values[-1]).all(0)
     means = values[..., good].mean(-1) if good.any() else np.full(values.shape[:2], np.nan)
-    return GridErrors(*(means[:, k].tolist() for k in range(3)), n=int(good.sum()), failed=int((~good).sum()), shapes=values[-1, 0])
+    mse, mae, misclassified = means.T.tolist()
+    return GridErrors(mse, mae, misclassified, n=int(good.sum()), failed=int((~good).sum()), shapes=values[-1, 0])
 
 
 DEFINITION = {
@@ -87,10 +88,14 @@ def evaluate(
     results = []
     with reporter(progress, runs * len(indices), "evaluating") as report:
         for run in range(runs):
+
+            def report_run(done: int, total: int, run: int = run) -> None:
+                report(run * total + done, runs * total)
+
             results.append(
-                grid_errors(model, prior.head, store, indices=indices, rule=e.context, n_context=e.n_test, seed=seed + run, device=device, batch=batch,
-                            steps=steps, report=lambda done, total, run=run: report(run * total + done, runs * total))  # fmt: skip
-            )
+                grid_errors(model, prior.head, store, indices=indices, rule=e.context, n_context=e.n_test, seed=seed + run, device=device,
+                            batch=batch, steps=steps, report=report_run)
+            )  # fmt: skip
     names = ("mse", "mae", "misclassified")
     by_step = {name: np.array([getattr(r, name) for r in results]) for name in names}  # (runs, steps + 1)
     metrics = {name: float(by_step[name][:, -1].mean()) for name in names}

@@ -200,7 +200,8 @@ class SDF:
         # The chain rule through the frame cancels: d(s / scale)/dx = ds/dfield * scale / scale.
         g = torch.cat(grads).double().cpu().numpy().reshape(points.shape) if grads else np.zeros(points.shape)
         if isinstance(x, Tensor):
-            return torch.from_numpy(s).to(x), torch.from_numpy(g).to(x)
+            like = x if x.is_floating_point() else like.to(x.device)  # whole coordinates do not have whole distances
+            return torch.from_numpy(np.asarray(s)).to(like), torch.from_numpy(g).to(like)
         return s, g
 
     def save(self, path: str | Path) -> None:

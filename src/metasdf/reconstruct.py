@@ -355,7 +355,7 @@ def reconstruct(
         residual_of="mean |sdf| at the surface points of the context" if context.s is None else "mean |sdf - s| at the samples of the context",
         notes=notes, files=tuple(name + suffix for suffix in OUTPUTS),
     )  # fmt: skip
-    _write(out, summary, _files(summary, context, sdf.frame, values, lines, flip=flip))
+    _write(out, summary, _files(summary, observed, context, sdf.frame, values, lines, flip=flip))
     return summary
 
 
@@ -441,7 +441,9 @@ def _sample(sdf: SDF, resolution: int) -> tuple[Array, list[Array], bool]:
 # -- what is written -------------------------------------------------------------------------------------------------------------------
 
 
-def _files(summary: Summary, context: Context, frame: Frame, values: Array, lines: list[Array], *, flip: bool) -> dict[str, bytes]:
+def _files(
+    summary: Summary, observed: Observed, context: Context, frame: Frame, values: Array, lines: list[Array], *, flip: bool
+) -> dict[str, bytes]:
     from metasdf.report import figure_fit, png  # matplotlib is slow to import, and many who import this module only read files
 
     centres = (np.arange(summary.resolution) + 0.5) / summary.resolution - 0.5
@@ -452,7 +454,7 @@ def _files(summary: Summary, context: Context, frame: Frame, values: Array, line
     stream = io.BytesIO()
     np.savez_compressed(stream, sdf=values.astype(np.float32), x=x, y=y)
     title = "".join(c for c in Path(summary.input).name if c.isprintable())  # neither XML nor fonts know control characters
-    figure = figure_fit(seen, context.s, values, centres=(x, y), unit=summary.units, y_up=flip,
+    figure = figure_fit(seen, context.s, values, centres=(x, y), unit=summary.units, y_up=flip, image=observed.image,
                         title=f"{title}: {summary.prior}, {summary.steps} steps, {summary.fit_ms:.0f} ms")  # fmt: skip
     return {
         ".npz": stream.getvalue(),

@@ -103,11 +103,13 @@ def figure_steps(rows: Sequence[Steps], *, panel: float = 1.25) -> Figure:
 
 
 def figure_fit(
-    x: FloatArray, s: FloatArray | None, values: FloatArray, *, centres: tuple[FloatArray, FloatArray], unit: str, y_up: bool = False, title: str = ""
-) -> Figure:
+    x: FloatArray, s: FloatArray | None, values: FloatArray, *, centres: tuple[FloatArray, FloatArray], unit: str, y_up: bool = False,
+    title: str = "", image: NDArray[np.uint8] | None = None,
+) -> Figure:  # fmt: skip
     """A reconstruction in the user's own units: what was observed of the shape, and its fitted field with the zero level.
 
     x (N, 2) and s (N,) are the context, s None for surface points; `values` (R, R) lie at x = centres[0][j], y = centres[1][i].
+    `image` (H, W) is drawn under the context, where the units are its pixels.
     """
     figure = Figure(figsize=(7.6, 3.7), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -123,16 +125,20 @@ def figure_fit(
         axes.locator_params(nbins=5)
         axes.xaxis.get_offset_text().set(size=6, color=MUTED)
         axes.yaxis.get_offset_text().set(size=6, color=MUTED)
+    if image is not None:
+        panels[0].imshow(image[:: 1 + len(image) // 1000, :: 1 + image.shape[1] // 1000], cmap="Greys", vmin=0, vmax=1500,
+                         extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest")  # fmt: skip
+        panels[0].set(xlim=edges[0], ylim=edges[1][::-1])
     if s is None:
         panels[0].scatter(x[:, 0], x[:, 1], s=2.5, c=INK, linewidths=0)
     else:
-        panels[0].set_facecolor("#f2f4f6")
+        panels[0].set_facecolor("#f2f4f6")  # distances near zero are white
         panels[0].scatter(x[:, 0], x[:, 1], s=4, c=s, cmap=DISTANCE_COLOURS, norm=norm, linewidths=0)
-    image = panels[1].pcolormesh(*centres, values, cmap=DISTANCE_COLOURS, norm=norm, shading="nearest", rasterized=True)
+    mesh = panels[1].pcolormesh(*centres, values, cmap=DISTANCE_COLOURS, norm=norm, shading="nearest", rasterized=True)
     side = edges[0][1] - edges[0][0]
     panels[1].contour(*centres, values, levels=np.arange(-16, 17) * side / 32, colors=INK, linewidths=0.35, linestyles="-", alpha=0.25)
     panels[1].contour(*centres, values, levels=[0.0], colors=INK, linewidths=1.4)
-    bar = figure.colorbar(image, ax=panels, shrink=0.85)
+    bar = figure.colorbar(mesh, ax=panels, shrink=0.85)
     bar.ax.tick_params(labelsize=7, colors=MUTED)
     bar.set_label(f"signed distance ({unit})", size=7, color=MUTED)
     return figure

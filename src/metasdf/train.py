@@ -30,6 +30,7 @@ from metasdf.memory import GIB, available_bytes, model_bytes, saved_bytes
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
 
+MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -70,7 +71,7 @@ class Trainer:
     run: Path
     limit: Limit
     monitor: Monitor
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     init: Prior | None = None
     commit: str = "unknown"
     checkpoint_seconds: float = 60.0
@@ -93,16 +94,18 @@ class Trainer:
         self.optimiser = torch.optim.Adam(_parameter_groups(self.model, e), lr=e.train.lr)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()} if e.train.ema else None
         self.step = 0
+        self.bad_steps = 0  # in a row
         self.elapsed = 0.0
         self.stop_signal: int | None = None
 
-    # -- the loop ------------------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float]:
-        """Train to the limit; resume if the run folder holds a checkpoint. Returns the last validation row."""
+        """Train to the limit; resume if the run folder holds a checkpoint. Returns the last validation row, empty if a signal ended it."""
         self._open_run()
+        if self.limit.progress(self.step, self.elapsed) >= 1.0:
+            self.monitor.say("the run has reached its end already; a longer --budget or more --epochs would go on")
         self._report_memory()
-        # Resumed runs may have many checkpoints' worth of history; times are counted from here.
         started, base = time.monotonic(), self.elapsed
         last_checkpoint = last_validation = started
         window: list[float] = []
@@ -145,13 +148,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip or math.inf)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):
-            self.save()  # the parameters are still those of the last good step
-            raise TrainingError(
-                f"the loss is no longer finite ({value}, gradient norm {float(norm)}) at step {self.step + 1}", where=self.run,
-                cause="the learning rate or the inner rates are too large",
-                fix="the last good state is kept in the run folder; start a new run from it with smaller --set train.lr, "
-                    f"train.clip or inner.init_rate and --init {self.run / 'prior.safetensors'}",
-            )  # fmt: skip
+            self._skip(value)
+            return value
+        self.bad_steps = 0
         self.optimiser.step()
         self.model.project()
         self.step += 1
@@ -161,6 +160,21 @@ class Trainer:
                 for name, p in self.model.named_parameters():
                     self.ema[name].lerp_(p, 1.0 - decay)
         return value
+
+    def _skip(self, loss: float) -> None:
+        """A batch on which the inner loop diverged is left out; a row of them ends the training with the last good state."""
+        self.step += 1
+        self.bad_steps += 1
+        self.monitor.say(f"step {self.step:,}: the loss is not finite ({loss}), the batch is left out ({self.bad_steps} in a row)")
+        if self.bad_steps < MAX_BAD_STEPS:
+            return
+        self.save()  # the parameters are still those of the last good step
+        raise TrainingError(
+            f"the loss was not finite {self.bad_steps} times in a row, up to step {self.step:,}", where=self.run,
+            cause="the learning rate or the inner rates are too large",
+            fix="the last good state is kept in the run folder; start a new run with smaller --set train.lr, train.lr_rates or inner.init_rate, "
+                f"from these weights with --init {self.run / 'prior.safetensors'}",
+        )  # fmt: skip
 
     def _row(self, **values: float) -> dict[str, float]:
         progress = self.limit.progress(self.step, self.elapsed)
@@ -212,19 +226,19 @@ class Trainer:
 
     def save(self, *, validation: dict[str, float] | None = None) -> None:
         """Checkpoint (exact resume) and prior (averaged weights, for use), each written whole or not at all."""
-        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
         for name, p in (self.ema or {}).items():
             tensors[f"ema.{name}"] = p
         for index, values in self.optimiser.state_dict()["state"].items():
             for key, value in values.items():
                 tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
-        state = {"step": self.step, "elapsed": self.elapsed, "config": to_dict(self.experiment), "data": self.store.fingerprint}
+        state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed, "config": to_dict(self.experiment), "data": self.store.fingerprint}
         save_state(self.checkpoint_path, tensors, state, kind="checkpoint")
         self.export(validation).save(self.run / "prior.safetensors")
 
     def export(self, validation: dict[str, float] | None = None) -> Prior:
         model = build_conditioner(self.experiment)
-        weights = self.ema or dict(self.model.named_parameters())
+        weights: dict[str, Tensor] = self.ema or dict(self.model.named_parameters())
         model.load_state_dict({name: p.detach().cpu() for name, p in weights.items()})
         meta = self.store.meta
         card = {
@@ -259,7 +273,7 @@ class Trainer:
                     moments.setdefault(int(index), {})[key] = tensor
             own = self.optimiser.state_dict()
             self.optimiser.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
-            self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+            self.step, self.bad_steps, self.elapsed = int(state["step"]), int(state["bad_steps"]), float(state["elapsed"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the run ({error})", where=self.checkpoint_path, cause="it was written by another version",
                                   fix="start a new run; --init can take its prior.safetensors") from error  # fmt: skip

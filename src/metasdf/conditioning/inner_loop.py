@@ -59,6 +59,7 @@ class Rates(nn.Module):
         if config.constraint == "softplus":
             start = float(torch.tensor(start, dtype=torch.float64).expm1().log())  # inverse of softplus
         steps = (config.steps,) if config.rates in ("step", "parameter_step") else ()
+        shapes: list[tuple[int, ...]]
         if config.rates in ("parameter", "parameter_step"):
             shapes = [shape for out, inn in spec.shapes for shape in ((out, inn), (out,))]
         elif config.rates == "tensor":

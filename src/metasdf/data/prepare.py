@@ -11,12 +11,11 @@ number of workers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -32,13 +31,13 @@ from metasdf.data.mnist import CREDIT, LICENCE, MNIST, download_mnist, holds_mni
 from metasdf.data.store import Store, StoreWriter, find_existing, sha256_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.image import IMAGE_SUFFIXES, Foreground, contour_points, mask_from_image, read_silhouette, sdf_from_mask
+from metasdf.progress import Report, reporter
 
 KIND = "image-sdf-2d"
 VALIDATION_DIGITS = 1000  # supplement, section 2.2.1
 SLICE_NOTE = "test digits; for demos and smoke tests only, not comparable"
 THRESHOLD = 0.5
 CHUNK_DIGITS, CHUNK_FILES = 500, 32
-Progress = Callable[[int, int], None]  # (done, total)
 
 
 class _Rows(NamedTuple):
@@ -53,7 +52,7 @@ class _Rows(NamedTuple):
 
 def prepare(source: str | Path | None, out: str | Path, *, resolution: int = 64, workers: int | None = None, seed: int = 0,
             val: int | None = None, contours: bool = True, force: bool = False, limit: int | None = None,
-            allow_unofficial: bool = False, progress: bool | Progress = True) -> Store:
+            allow_unofficial: bool = False, progress: bool | Report = True) -> Store:
     """Prepare whatever `source` is, with the defaults of its kind.
 
     "mnist" or None: MNIST, downloaded. "mnist-slice": the 100 shipped digits. An archive, or a folder that holds IDX files: MNIST from
@@ -79,7 +78,7 @@ def prepare(source: str | Path | None, out: str | Path, *, resolution: int = 64,
 
 def prepare_mnist(source: str | Path | None, out: str | Path, *, resolution: int = 64, workers: int | None = None, seed: int = 0,
                   val: int | None = None, contours: bool = True, force: bool = False, limit: int | None = None,
-                  allow_unofficial: bool = False, progress: bool | Progress = True) -> Store:
+                  allow_unofficial: bool = False, progress: bool | Report = True) -> Store:
     """MNIST digits as SDFs (supplement, section 2.2.1). Rows are the training images in official order, then the test images.
 
     The test split is the official one; `val` digits, drawn by `seed`, leave the training images. `val` None means 1,000 as in the paper,
@@ -110,7 +109,7 @@ def prepare_mnist(source: str | Path | None, out: str | Path, *, resolution: int
 
 
 def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = True, force: bool = False,
-                  progress: bool | Progress = True) -> Store:
+                  progress: bool | Report = True) -> Store:
     """The 100 shipped digits: six of each class to train, two to validate, two to test. They are *test* digits: numbers from this store are
     for demos and smoke tests only, and comparable with nothing; `meta["comparable"]` is False.
     """
@@ -129,7 +128,7 @@ def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = Tru
 
 def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64, workers: int | None = None, seed: int = 0,
                    split: tuple[float, float, float] = (80, 10, 10), foreground: Foreground = "auto", contours: bool = True,
-                   force: bool = False, limit: int | None = None, progress: bool | Progress = True) -> Store:
+                   force: bool = False, limit: int | None = None, progress: bool | Report = True) -> Store:
     """A folder of silhouettes (PNG, JPEG, BMP; searched recursively, sorted by name) as SDFs.
 
     An image that cannot be used is dropped, and its name and the reason are kept in `meta["dropped"]`; `meta["found"]` is always kept plus
@@ -175,7 +174,7 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
 
 def _write_digits(images: NDArray[np.uint8], labels: NDArray[Any], out: str | Path, *, splits: dict[str, NDArray[np.int64]],
                   request: dict[str, Any], meta: dict[str, Any], resolution: int, contours: bool, workers: int | None, force: bool,
-                  progress: bool | Progress) -> Store:
+                  progress: bool | Report) -> Store:
     with StoreWriter(out, kind=KIND, request=request, meta={**meta, **_common_meta(resolution, contours)}, force=force) as writer:
         sinks = _Sinks(writer, resolution)
         jobs = [(_rows_from_digits, images[i : i + CHUNK_DIGITS], i, resolution, contours) for i in range(0, len(images), CHUNK_DIGITS)]
@@ -241,13 +240,13 @@ def _pack(sdfs: list[NDArray[np.float32]], resolution: int, contours: bool, kept
                  np.array([len(p) for p in points] if contours else [0] * len(sdfs), dtype=np.int64), kept, dropped)
 
 
-def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progress: bool | Progress) -> Iterator[_Rows]:
+def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progress: bool | Report) -> Iterator[_Rows]:
     """Results of `job[0](*job[1:])` in the order of the jobs, from `workers` processes (None: one per core this process may use)."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, len(jobs)) if _main_can_be_imported() else 1
     done = 0
-    with _reporter(progress, total) as report:
+    with reporter(progress, total, "signed distances") as report:
         for rows in _in_processes(jobs, workers) if workers > 1 else (job[0](*job[1:]) for job in jobs):
             yield rows
             done += len(rows.kept) + len(rows.dropped)
@@ -277,34 +276,6 @@ def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Ro
                          fix="add that line to the script, or use workers=1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _reporter(progress: bool | Progress, total: int) -> Iterator[Progress]:
-    """A bar where standard error is a terminal, a line per tenth where it is not, nothing for False, or the caller's own function."""
-    if callable(progress):
-        yield progress
-    elif not progress:
-        yield lambda done, total: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("signed distances"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda done, total: bar.update(task, completed=done)
-    else:
-        printed = 0
-
-        def lines(done: int, total: int) -> None:
-            nonlocal printed
-            if done * 10 // total > printed:
-                printed = done * 10 // total
-                print(f"signed distances: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-        yield lines
 
 
 def _keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
