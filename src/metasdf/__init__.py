@@ -20,7 +20,7 @@ _HOMES = {
     "MetaSDFError": "errors", "InputError": "errors", "UsageError": "errors", "CheckpointError": "errors", "TrainingError": "errors",
 }  # fmt: skip
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 __version__ = "0.1.0"
 
 

@@ -39,7 +39,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise UsageError(f"cannot write {path.name}: {error.strerror}", where=path.parent, cause="the folder is not writable, or a file is in its place",
+        raise UsageError(f"cannot write {path.name}: {error.strerror}", where=path.parent,
+                         cause="the folder is not writable, or a file is in its place",
                          fix="choose another output folder, or change its permissions") from error  # fmt: skip
     try:
         with os.fdopen(handle, "wb") as file:
@@ -49,7 +50,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; results are for sharing
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -64,7 +64,8 @@ def _prior_names(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     from click.shell_completion import CompletionItem
 
     here = Path(__file__).parent / "priors"
-    return [CompletionItem(p.stem) for p in sorted(here.glob("*.safetensors")) if p.stem.startswith(incomplete)] + [CompletionItem(incomplete, type="file")]
+    names = [CompletionItem(p.stem) for p in sorted(here.glob("*.safetensors")) if p.stem.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
 
 
 def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -156,13 +157,13 @@ def train(
 @click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Grid points along a side.")
 @click.option("--workers", type=click.IntRange(1), help="Processes (default: one for each core).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
-@click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Which side of a silhouette is the shape.")
+@click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
 @click.option("--limit", type=click.IntRange(2), help="Only the first images, to try things out.")
-@click.option("--allow-unofficial", is_flag=True, help="Take IDX files that are not MNIST's own (Fashion-MNIST): their md5 is not checked.")
+@click.option("--allow-unofficial", is_flag=True, help="Take other IDX files than MNIST's (Fashion-MNIST): no md5 check.")
 @click.option("--force", is_flag=True, help="Replace a data set that was prepared differently.")
 def prepare(
-    source: str, out: Path, origin: Path | None, resolution: int, workers: int | None, seed: int, foreground: Any, limit: int | None, allow_unofficial: bool,
-    force: bool,
+    source: str, out: Path, origin: Path | None, resolution: int, workers: int | None, seed: int, foreground: Any, limit: int | None,
+    allow_unofficial: bool, force: bool,
 ) -> None:  # fmt: skip
     """Turn SOURCE into a data set of signed distance functions.
 
@@ -175,16 +176,19 @@ def prepare(
     from metasdf.data import prepare as preparing
 
     if origin is not None and source != "mnist":
-        raise UsageError("--from says where the MNIST files are, it goes with the source mnist", fix=f"metasdf prepare mnist --from {origin} -o {out}")
+        raise UsageError("--from says where the MNIST files are, it goes with the source mnist",
+                         fix=f"metasdf prepare mnist --from {origin} -o {out}")  # fmt: skip
     if source == "mnist":
-        store = preparing.prepare_mnist(origin, out, resolution=resolution, workers=workers, seed=seed, force=force, limit=limit, allow_unofficial=allow_unofficial)
+        store = preparing.prepare_mnist(origin, out, resolution=resolution, workers=workers, seed=seed, force=force, limit=limit,
+                                        allow_unofficial=allow_unofficial)  # fmt: skip
     elif source == "mnist-slice":
         store = preparing.prepare_slice(out, resolution=resolution, force=force)
     else:
         if not Path(source).is_dir():
             raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a folder that does not exist",
                              fix="mnist, mnist-slice, or a folder of silhouettes")  # fmt: skip
-        store = preparing.prepare_images(source, out, resolution=resolution, workers=workers, seed=seed, foreground=foreground, force=force, limit=limit)
+        store = preparing.prepare_images(source, out, resolution=resolution, workers=workers, seed=seed, foreground=foreground, force=force,
+                                         limit=limit)  # fmt: skip
     dropped = store.meta.get("dropped", [])
     for entry in dropped:
         click.echo(f"dropped {entry['name']}: {entry['reason']}", err=True)
@@ -206,8 +210,8 @@ def prepare(
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option
 def evaluate(
-    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, target: Path | None, threads: int | None,
-    device: str,
+    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, target: Path | None,
+    threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time."""
     _start(threads)
@@ -221,8 +225,10 @@ def evaluate(
     if target is not None and target.is_dir():
         raise UsageError("--json names a folder", where=target, fix="give the name of a file")
     _say_extra_steps(loaded, steps)
-    result = evaluation.evaluate(loaded, Store.open(data), split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, device=pick_device(device))
-    click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {result['context']['rule']} context of {result['context']['points']} points, "
+    store, where = Store.open(data), pick_device(device)
+    result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, device=where)
+    context = result["context"]
+    click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
     click.echo("step          MSE          MAE  wrong sign %")
     for step, row in enumerate(zip(*result["after_step"].values(), strict=True)):
@@ -237,7 +243,8 @@ def evaluate(
 def _say_extra_steps(prior: Any, steps: int | None) -> None:
     inner = prior.experiment.inner
     if steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
-        click.echo(f"note: {prior.name} was trained with {inner.steps} steps; steps {inner.steps + 1} to {steps} repeat the rates of step {inner.steps}", err=True)
+        click.echo(f"note: {prior.name} was trained with {inner.steps} steps; "
+                   f"steps {inner.steps + 1} to {steps} repeat the rates of step {inner.steps}", err=True)  # fmt: skip
 
 
 @cli.command()

@@ -68,7 +68,7 @@ DEFINITION = {
     "mse": "mean over shapes of the mean over all grid points of (sdf - truth)^2; the paper's column headed l1-error",
     "mae": "mean over shapes of the mean over all grid points of |sdf - truth|",
     "misclassified": "percent of grid points whose sign is wrong",
-    "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median); batched, per shape in one batch",
+    "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median over shapes); batched, per shape in one batch",
 }
 
 
@@ -114,21 +114,22 @@ def evaluate(
 
 @torch.no_grad()
 def fit_times(
-    prior: Prior, store: Store, indices: NDArray[np.int64], *, batch: int, seed: int, steps: int | None, device: torch.device, repeats: int = 20
+    prior: Prior, store: Store, indices: NDArray[np.int64], *, batch: int, seed: int, steps: int | None, device: torch.device
 ) -> dict[str, float]:
-    """Milliseconds from context to parameters, for one shape alone (median of `repeats`) and per shape of a batch (median of 5)."""
+    """Milliseconds from context to parameters: one shape alone (median over 20 shapes), and per shape of a batch (median of 5 runs)."""
     e = prior.experiment
     loader = Loader(store, indices=indices, rule=e.context, n_context=e.n_test, n_query=0, batch=batch, seed=seed)
 
-    def milliseconds(shapes: NDArray[np.int64], times: int) -> float:
+    def milliseconds(shapes: NDArray[np.int64]) -> float:
         context = loader.tasks(shapes).context.to(device)
-        taken = []
-        for _ in range(times + 1):
-            start = time.perf_counter()
-            trajectory(prior.conditioner, context, steps=steps)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append((time.perf_counter() - start) * 1e3 / len(shapes))
-        return statistics.median(taken[1:])  # the first run warms up
+        start = time.perf_counter()
+        trajectory(prior.conditioner, context, steps=steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) * 1e3 / len(shapes)
 
-    return {"alone": milliseconds(indices[:1], repeats), "batched": milliseconds(indices[:batch], 5), "batch": len(indices[:batch])}
+    milliseconds(indices[:1])  # warms up
+    alone = statistics.median(milliseconds(indices[i : i + 1]) for i in range(min(20, len(indices))))
+    milliseconds(indices[:batch])
+    batched = statistics.median(milliseconds(indices[:batch]) for _ in range(5))
+    return {"alone": alone, "batched": batched, "batch": len(indices[:batch])}

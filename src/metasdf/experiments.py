@@ -68,7 +68,8 @@ def cpu_preset(experiment: Experiment) -> Experiment:
     """The same network and data, fitted to a wall-clock budget on a CPU: fewer points a step, larger and decaying learning rates.
 
     Departures from the paper, each measured in short runs of 100 steps: rates per step too, learned twenty times faster than theta (by far
-    the largest gain; at fifty times the inner loop diverged after 480 steps), starting at 0.01 since biases spread over the domain make 0.1 diverge; l1 outside; averaged weights.
+    the largest gain; at fifty times the inner loop diverged after 480 steps), starting at 0.01 since biases spread over the domain make
+    0.1 diverge; l1 outside; averaged weights.
     """
     return replace(
         experiment,
@@ -115,7 +116,8 @@ def override(config: Any, path: str, text: str) -> Any:
     name, _, rest = path.partition(".")
     names = [f.name for f in fields(config)]
     if name not in names:
-        raise UsageError(f"{type(config).__name__} has no field {name!r}", cause="a misspelt name in --set", fix=f"one of: {', '.join(names)}")
+        raise UsageError(f"{type(config).__name__} has no field {name!r}", cause="a misspelt name in --set",
+                         fix=f"one of: {', '.join(names)}")
     value = getattr(config, name)
     try:
         if rest:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class FieldSpec:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of each layer, first to last."""
         dims = [self.encoded_dim, *[self.width] * (self.hidden_layers + 1), self.out_dim]
-        return tuple((after, before) for before, after in zip(dims[:-1], dims[1:], strict=True))
+        return tuple((after, before) for before, after in pairwise(dims))
 
     @property
     def n_params(self) -> int:

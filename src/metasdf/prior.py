@@ -71,7 +71,9 @@ class Prior(nn.Module):
         return bounding_box(surface, extent=self.extent)
 
     @overload
-    def adapt(self, points: ArrayLike | Tensor, values: ArrayLike | Tensor | None = None, *, frame: Frame | None = None, steps: int | None = None) -> SDF: ...
+    def adapt(
+        self, points: ArrayLike | Tensor, values: ArrayLike | Tensor | None = None, *, frame: Frame | None = None, steps: int | None = None
+    ) -> SDF: ...
     @overload
     def adapt(
         self, points: list[Any], values: list[Any] | None = None, *, frame: Sequence[Frame] | Frame | None = None, steps: int | None = None
@@ -237,8 +239,9 @@ def load(source: str | Path) -> Prior:
                              fix="metasdf train EXPERIMENT --data DATA --run RUN")  # fmt: skip
     elif not path.is_file():
         near = difflib.get_close_matches(str(source), shipped(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"there is no prior {str(source)!r}", cause="a misspelt name or path",
-                         fix=(f"did you mean {near[0]}? " if near else "") + f"shipped: {', '.join(shipped()) or 'none'}; or give a file or run folder")  # fmt: skip
+                         fix=f"{hint}shipped: {', '.join(shipped()) or 'none'}; or give a file or run folder")  # fmt: skip
     tensors, state = load_state(path, kind="prior")
     try:
         experiment: Experiment = from_dict(Experiment, state["experiment"])

@@ -111,5 +111,6 @@ def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("--tensorboard needs the tensorboard package", cause="the extra is not installed", fix="pip install 'metasdf[tensorboard]'") from error
+        raise UsageError("--tensorboard needs the tensorboard package", cause="the extra is not installed",
+                         fix="pip install 'metasdf[tensorboard]'") from error  # fmt: skip
     return SummaryWriter(str(folder))

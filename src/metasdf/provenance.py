@@ -15,9 +15,10 @@ def commit() -> str:
     try:
         here = Path(__file__).parent
         # An installed package may lie inside somebody else's repository: only a tracked file speaks for ours.
-        revision, edited, _ = (
-            subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-            for args in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."], ["ls-files", "--error-unmatch", __file__])
+        questions = ("ls-files --error-unmatch provenance.py", "rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no .")
+        _, revision, edited = (
+            subprocess.run(["git", *words.split()], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+            for words in questions
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

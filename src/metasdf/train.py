@@ -82,7 +82,8 @@ class Trainer:
     def __post_init__(self) -> None:
         e = self.experiment
         self.loader = Loader(
-            self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query, batch=e.train.batch, seed=e.train.seed
+            self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query,
+            batch=e.train.batch, seed=e.train.seed,
         )
         self.model = build_conditioner(e, generator=torch.Generator().manual_seed(e.train.seed))
         if self.init is not None:
@@ -232,7 +233,8 @@ class Trainer:
         for index, values in self.optimiser.state_dict()["state"].items():
             for key, value in values.items():
                 tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
-        state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed, "config": to_dict(self.experiment), "data": self.store.fingerprint}
+        state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed,
+                 "config": to_dict(self.experiment), "data": self.store.fingerprint}  # fmt: skip
         save_state(self.checkpoint_path, tensors, state, kind="checkpoint")
         self.export(validation).save(self.run / "prior.safetensors")
 
@@ -258,7 +260,8 @@ class Trainer:
             self.monitor.say(f"resuming {self.run} at step {self.step:,} ({self.elapsed / 60:.1f} min trained)")
             return
         if self.run.exists() and any(self.run.iterdir()) and not (self.run / "config.json").exists():
-            raise UsageError("the run folder holds other files", where=self.run, cause="it was not made by metasdf train", fix="choose an empty or new --run folder")
+            raise UsageError("the run folder holds other files", where=self.run, cause="it was not made by metasdf train",
+                             fix="choose an empty or new --run folder")  # fmt: skip
         write_json(self.run / "config.json", {"experiment": config, "data": self.store.fingerprint, "commit": self.commit})
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -275,7 +278,8 @@ class Trainer:
             self.optimiser.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
             self.step, self.bad_steps, self.elapsed = int(state["step"]), int(state["bad_steps"]), float(state["elapsed"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the run ({error})", where=self.checkpoint_path, cause="it was written by another version",
+            raise CheckpointError(f"the checkpoint does not fit the run ({error})", where=self.checkpoint_path,
+                                  cause="it was written by another version",
                                   fix="start a new run; --init can take its prior.safetensors") from error  # fmt: skip
 
     @torch.no_grad()
@@ -336,7 +340,7 @@ def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: s
     if changed:
         raise UsageError(f"the configuration differs from the one this run began with ({'; '.join(changed)})", where=run,
                          cause="another preset or --set than before, or a newer version of metasdf",
-                         fix="repeat the first command as it was, or give a new --run (with --init RUN/prior.safetensors to go on from its weights)")  # fmt: skip
+                         fix="repeat the first command as it was, or give a new --run (--init RUN goes on from its weights)")  # fmt: skip
     if state["data"] != fingerprint:
         raise UsageError("the data set differs from the one this run began with", where=run, cause="it was prepared again with other options",
                          fix="give the original --data, or a new --run")  # fmt: skip

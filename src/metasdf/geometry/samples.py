@@ -14,7 +14,8 @@ def zero_crossings(x: NDArray[np.floating], s: NDArray[np.floating]) -> NDArray[
     triangulation whose ends differ in sign, and the samples that are zero themselves. Raises InputError where there are none."""
     if (s > 0).all() or (s < 0).all():
         sign = "outside (positive)" if s[0] > 0 else "inside (negative)"
-        raise InputError(f"all {len(s)} distances are {sign}, so the samples show no surface", cause="unsigned distances, or samples far from the shape",
+        raise InputError(f"all {len(s)} distances are {sign}, so the samples show no surface",
+                         cause="unsigned distances, or samples far from the shape",
                          fix="give signed distances, negative inside, on both sides of the surface")  # fmt: skip
     try:
         # Qhull lifts points to |x|^2, which would cost georeferenced coordinates their digits: only their shape matters, so it is normalised.
