@@ -70,11 +70,11 @@ def run(
     say(f"fitting {len(rows)} test digits on {hardware(torch.device('cpu'))}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         store = prepare_slice(Path(folder) / "digits", progress=False)
+        _write_examples(out / "try", store)  # first, so that a folder that cannot be written is known at once
         results = []
         for prior in priors:
             results.append(_measure(prior, store, rows, np.array(shown), [f"digit {labels[i]}" for i in shown]))
             say(f"  {prior.name} done, {time.perf_counter() - started:.0f} s")
-        _write_examples(out / "try", store)
     curve = png(figure_curve({r.prior.name: r.errors.mse for r in results}, ylabel="MSE, mean over digits"))
     write_atomic(out / "curve.png", curve)
     for result in results:

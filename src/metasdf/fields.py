@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -79,14 +79,55 @@ def encode(x: Float[Tensor, "*B d"], spec: FieldSpec) -> Float[Tensor, "*B e"]:
     return torch.cat((x, angles.sin(), angles.cos()), -1)
 
 
+class _BatchedAffine(torch.autograd.Function):
+    """h W^T + b for h (B, N, in), W (B, out, in), b (B, out).
+
+    Autograd's own backward returns the gradient of W as a transposed view; every later sum with an ordinary tensor then walks memory
+    across its rows. Here all gradients are contiguous. The backward is differentiable like any other.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        h, weight = ctx.saved_tensors
+        return g @ weight if ctx.needs_input_grad[0] else None, g.mT @ h, g.sum(-2)
+
+
+class _Outer(torch.autograd.Function):
+    """delta^T h summed over points: (B, N, out) and (B, N, in) to (B, out, in), with contiguous gradients for the same reason."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(delta: Tensor, h: Tensor) -> Tensor:
+        return delta.mT @ h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        delta, h = ctx.saved_tensors
+        return h @ g.mT, delta @ g if ctx.needs_input_grad[1] else None
+
+
 def _affine(h: Tensor, layer: Layer) -> Tensor:
     """h W^T + b for shared or per-task layers."""
     weight, bias = layer
     if weight.dim() == 2 and bias.dim() == 1:
         return F.linear(h, weight, bias)
     if weight.dim() == 3 and h.dim() == 3:
-        bias = bias if bias.dim() == 2 else bias.expand(h.shape[0], -1)
-        return torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+        return _BatchedAffine.apply(h, weight, bias if bias.dim() == 2 else bias.expand(h.shape[0], -1))
     return h @ weight.mT + bias.unsqueeze(-2)
 
 
@@ -144,7 +185,7 @@ def field_vjp(
                     delta = delta * (spec.w0 * torch.cos(spec.w0 * outputs[index]))
             h = inputs[index]
             delta = delta.to(h.dtype)
-            weight_grad = (delta.mT @ h).to(weight.dtype)
+            weight_grad = _Outer.apply(delta, h).to(weight.dtype)
             if low is not None and index == 0:
                 weight_grad = weight_grad[..., : spec.encoded_dim] + weight_grad[..., spec.encoded_dim :]
             grads.append(Layer(weight_grad, delta.sum(-2, dtype=bias.dtype)))

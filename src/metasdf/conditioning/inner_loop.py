@@ -104,10 +104,7 @@ def inner_gradient_autograd(
     own = [t.expand(*batch, *t.shape[-n:]) for layer in params for t, n in zip(layer, (2, 1), strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not create_graph:
-            own = [t.detach().requires_grad_() for t in own]
-        elif not any(t.requires_grad for t in own):
-            own = [t.clone().requires_grad_() for t in own]
+        own = [t if create_graph and t.requires_grad else t.detach().requires_grad_() for t in own]
         layers = tuple(Layer(w, b) for w, b in zip(own[0::2], own[1::2], strict=True))
         loss = head.loss(field(layers, context.x, spec, products=products), context.y).sum()
         grads = torch.autograd.grad(loss, own, create_graph=create_graph)
