@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "geometry": set(),
     "tasks": set(),
     "conditioning": {"fields", "heads", "tasks"},
-    "data": {"geometry", "tasks"},
+    "progress": set(),
+    "data": {"geometry", "tasks", "progress"},
 }
 
 

@@ -38,6 +38,7 @@ METHODS: dict[str, Make] = {
     "metasdf-clip": metasdf(rates="parameter_step", constraint="clip"),
     "metasdf-autograd": metasdf(gradient="autograd"),
     "metasdf-checkpoint": metasdf(checkpoint=True, rates="parameter_step"),
+    "metasdf-spread": metasdf(field={"init": "spread"}, rates="step"),
     "metasdf-geometric": metasdf(field={"init": "geometric"}),
     "metasdf-fourier": metasdf(field={"frequencies": 3}, rates="tensor"),
     "metasdf-geometric-fourier": metasdf(field={"init": "geometric", "frequencies": 2}),
@@ -130,7 +131,7 @@ def test_a_gradient_reaches_every_parameter(method: str, d: int, rule: str) -> N
         assert p.grad.any(), f"the gradient of {name} is zero"
     if isinstance(model, MetaSDF) and model.config.rates in ("step", "parameter_step"):
         for name, p in model.rates.named_parameters():
-            assert p.grad is not None and p.grad.flatten(1 if p.dim() > 1 else 0).reshape(len(p), -1).any(1).all(), f"{name}: a step has no gradient"
+            assert p.grad.reshape(len(p), -1).any(1).all(), f"{name}: a step has no gradient"
 
 
 @every_method
@@ -223,10 +224,11 @@ def test_dtype_follows_the_inputs(method: str, d: int, rule: str, dtype: torch.d
 @both_dimensions
 def test_device_follows_the_inputs(method: str, d: int) -> None:
     """On tensors without data, so that no accelerator is needed: a constant made on another device would show."""
-    model, batch = build(method, d).to("meta"), tasks(d, "dense")
-    context = Observations(*(t.to("meta") for t in batch.context))
-    assert {t.device.type for t in tensors(model(context))} == {"meta"}
-    assert outputs(model, context, batch.query.x.to("meta")).device.type == "meta"
+    model, batch = build(method, d).to("meta"), tasks(d, "dense").to(torch.device("meta"))
+    params, prior_loss = model.training_params(batch)
+    assert {t.device.type for t in [*tensors(model(batch.context)), *tensors(params), prior_loss]} == {"meta"}
+    out = field(params, batch.query.x, model.spec)
+    assert out.device.type == head_of(model).loss(out, batch.query.y).device.type == "meta"
 
 
 @every_method

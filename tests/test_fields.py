@@ -243,9 +243,9 @@ def test_vjp_is_differentiated_like_double_backward(name: str, sharing: str, d: 
 
 @both_dimensions
 def test_vjp_passes_the_finite_differences_of_its_own_derivatives(d: int) -> None:
-    """For the smooth field, torch's gradcheck of (theta, x, g) -> vjp(g), with tensors shared and per task."""
+    """For the smooth field, torch's gradcheck of (theta, x, g) -> vjp(g), with tensors shared and per task, and one derivative further."""
     spec = FieldSpec(in_dim=d, width=3, hidden_layers=1, activation="sine", w0=2.0)
-    params, x = example(spec, "biases-per-task", n=3)
+    params, x = example(spec, "layers-alternate", n=3)
     flat = [t.requires_grad_() for layer in params for t in layer]
     g = uniform(*x.shape[:-1], 1, seed=2).requires_grad_()
 
@@ -253,7 +253,9 @@ def test_vjp_passes_the_finite_differences_of_its_own_derivatives(d: int) -> Non
         out, vjp = field_vjp(layered(list(flat)), x, spec)
         return (out, *(t for layer in vjp(g) for t in layer))
 
-    assert torch.autograd.gradcheck(gradient, (x.requires_grad_(), g, *flat), eps=1e-6, atol=1e-7, rtol=1e-6)
+    inputs = (x.requires_grad_(), g, *flat)
+    assert torch.autograd.gradcheck(gradient, inputs, eps=1e-6, atol=1e-7, rtol=1e-6)
+    assert torch.autograd.gradgradcheck(gradient, inputs, eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 def test_vjp_keeps_the_dtype_of_the_parameters() -> None:
@@ -271,9 +273,9 @@ def fresh(spec: FieldSpec, seed: int, dtype: torch.dtype = torch.float64) -> Par
     return initialise(spec, generator=seeded(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("name", ["standard", "sine", "geometric"])
-def test_initialisation_depends_on_its_generator_alone(name: str) -> None:
-    spec = FieldSpec(width=6, activation="sine" if name == "sine" else "relu", init="geometric" if name == "geometric" else "standard")
+@pytest.mark.parametrize(("activation", "init"), [("relu", "standard"), ("relu", "spread"), ("relu", "geometric"), ("sine", "standard")])
+def test_initialisation_depends_on_its_generator_alone(activation: str, init: str) -> None:
+    spec = FieldSpec(width=6, activation=activation, init=init)
     one = fresh(spec, 1)
     torch.manual_seed(99)  # the global generator must not matter
     again, other = fresh(spec, 1), fresh(spec, 2)
@@ -297,6 +299,23 @@ def test_kaiming_statistics(d: int) -> None:
         assert not bias.any()
     inside = (fresh(spec, 0)[1].weight.abs() < math.sqrt(2.0 / spec.width)).double().mean().item()
     assert abs(inside - 0.6827) < 0.01  # a normal distribution, not a uniform one (0.577)
+
+
+@both_dimensions
+def test_spread_statistics(d: int) -> None:
+    """Kaiming weights and biases uniform in +-1/sqrt(in): the first kinks pass the origin at a distance, where the standard ones all meet in it."""
+    spec = FieldSpec(in_dim=d, width=384, init="spread")
+    params = fresh(spec, 0)
+    for (weight, bias), (_, inn) in zip(params, spec.shapes, strict=True):
+        assert_std(weight, math.sqrt(2.0 / inn))
+        assert bias.abs().max().item() <= 1.0 / math.sqrt(inn)
+    for (_, bias), (_, inn) in zip(params[:-1], spec.shapes, strict=False):  # the last layer has one bias only
+        assert bias.abs().max().item() > 0.97 / math.sqrt(inn)
+        assert_std(bias, 1.0 / math.sqrt(3 * inn))
+        assert abs(bias.mean().item()) < 5 / math.sqrt(3 * inn * len(bias))
+    assert params[-1].bias.any()
+    distances = params[0].bias.abs() / params[0].weight.norm(dim=-1)
+    assert distances.median() > 0.1
 
 
 @both_dimensions
@@ -480,8 +499,9 @@ def test_sine_refuses_low_precision() -> None:
         ({"hidden_layers": -1}, "hidden_layers must be at least 0, got -1"),
         ({"frequencies": -1}, "frequencies must be at least 0"),
         ({"activation": "tanh"}, "'relu' or 'sine', got 'tanh'"),
-        ({"init": "zeros"}, "'standard' or 'geometric', got 'zeros'"),
-        ({"init": "geometric", "activation": "sine"}, "derived for ReLU"),
+        ({"init": "zeros"}, "'standard', 'spread' or 'geometric', got 'zeros'"),
+        ({"init": "geometric", "activation": "sine"}, "init='geometric' is meant for ReLU"),
+        ({"init": "spread", "activation": "sine"}, "init='spread' is meant for ReLU"),
     ],
 )
 @pytest.mark.usefixtures("unwatched")

@@ -388,7 +388,7 @@ def test_batch_dimensions_may_be_many(gradient: str) -> None:
 
 
 def test_bf16_products_stay_near_float32() -> None:
-    """Five steps of the paper's rates at width 64: adaptation within 5 %, the adapted field within 2 % of its range, meta-gradients aligned."""
+    """Five steps at width 64: adaptation within 2 % in every tensor, the adapted field within 1 % of its range, meta-gradients aligned."""
     spec = FieldSpec(width=64, init="geometric")
     context, query = observe(2, TASKS, n=256, dtype=torch.float32), observe(2, TASKS, n=256, seed=1, dtype=torch.float32)
     model = MetaSDF(spec, InnerLoopConfig(init_rate=1e-2), generator=seeded(0))
@@ -401,10 +401,10 @@ def test_bf16_products_stay_near_float32() -> None:
         results[products] = (phi, field(phi, query.x, spec), torch.cat(flat[:8]), torch.cat(flat[8:]))
     (full, out, *grads), (low, low_out, *low_grads) = results[None], results[torch.bfloat16]
     for start, a, b in zip(tensors(model.theta), tensors(low), tensors(full), strict=True):
-        assert 0 < (a - b).norm() < 0.05 * (b - start).norm()
-    assert (low_out - out).abs().max() < 0.02 * (out.max() - out.min())
+        assert 0 < (a - b).norm() < 0.02 * (b - start).norm()
+    assert (low_out - out).abs().max() < 0.01 * (out.max() - out.min())
     for a, b in zip(low_grads, grads, strict=True):
-        assert F.cosine_similarity(a, b, dim=0) > 0.99
+        assert F.cosine_similarity(a, b, dim=0) > 0.999
 
 
 # ----------------------------------------------------------------------------------------------- first order and between

@@ -81,11 +81,15 @@ def draw_diamond(path: Path, *, size: tuple[int, int] = (400, 300), centre: tupl
 
 
 def svg_points(path: Path) -> tuple[ET.Element, list[np.ndarray]]:
+    """The root, and the closed lines in the user's units: a path's numbers, moved by its group if it says so."""
     root = ET.parse(path).getroot()
+    moved = re.search(r"translate\((\S+) (\S+)\)", next(root.iter(f"{SVG}g")).attrib.get("transform", ""))
+    origin = np.array([float(v) for v in moved.groups()]) if moved else np.zeros(2)
     d = next(root.iter(f"{SVG}path")).attrib["d"]
     closed = [part for part in d.split("M") if part.strip()]
     assert all(part.strip().endswith("Z") for part in closed)
-    return root, [np.array([[float(v) for v in pair.split(",")] for pair in re.findall(r"-?[\d.]+,-?[\d.]+", part)]) for part in closed]
+    pairs = [re.findall(r"(-?[\d.]+),(-?[\d.]+)", part) for part in closed]
+    return root, [np.array([[float(v) for v in pair] for pair in line]) + origin for line in pairs]
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------------------
@@ -378,6 +382,15 @@ def test_y_up(tmp_path: Path) -> None:
     assert np.allclose(np.sort(up_lines[0][:, 1]), np.sort(20 - down_lines[0][:, 1]), atol=1e-4)
     assert next(root.iter(f"{SVG}g")).attrib["transform"] == "scale(1 -1)"
     assert float(root.attrib["viewBox"].split()[1]) == pytest.approx(-10 - 1.4, abs=1e-4)
+
+
+def test_svg_far_from_the_origin_has_short_numbers(tmp_path: Path) -> None:
+    """Viewers keep seven digits of a path's numbers."""
+    reconstruct(write_csv(tmp_path / "a.csv", diamond(centre=(1e6, 2e6))), diamond_prior(), tmp_path / "out", y_up=True, resolution=32)
+    root, lines = svg_points(tmp_path / "out" / "a.svg")
+    assert max(len(word) for word in re.split(r"[ ,]", next(root.iter(f"{SVG}path")).attrib["d"])) <= 9
+    assert next(root.iter(f"{SVG}g")).attrib["transform"] == "scale(1 -1) translate(1000000.00000 2000000.00000)"
+    assert np.allclose(lines[0].mean(0), (1e6, 2e6), atol=0.01) and root.attrib["viewBox"].startswith("999998.60000 -2000001.40000 ")
 
 
 def test_y_up_leaves_images_alone(tmp_path: Path) -> None:

@@ -135,3 +135,13 @@ def test_stack_refuses_tasks_of_different_size() -> None:
     draws = [dense(np.random.default_rng(0), shape(), n_context=n, n_query=5) for n in (4, 5)]
     with pytest.raises(ValueError, match="shape"):
         stack([0, 1], draws)
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    """To the device without data, which every machine has."""
+    draws = [dense(np.random.default_rng(i), shape(), n_context=4, n_query=5) for i in range(2)]
+    batch = stack([0, 1], draws)
+    moved = batch.to(torch.device("meta"))
+    for ours, theirs in zip((moved.task, *moved.context, *moved.query), (batch.task, *batch.context, *batch.query), strict=True):
+        assert ours.device.type == "meta" and theirs.device.type == "cpu"
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

@@ -1,12 +1,13 @@
 """One file per saved state: safetensors with JSON in its header. Written whole or not at all, and checked when read.
 
-A digest of all tensors stands in the header, so a damaged file is told from a good one; nothing in a file is ever executed.
+Digests of the tensors and of the state stand in the header, so a damaged file is told from a good one; nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from metasdf.errors import CheckpointError, UsageError
+from metasdf.errors import CheckpointError, MetaSDFError, UsageError
 
 State = dict[str, Any]
 
@@ -51,19 +52,32 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; results are for sharing
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MetaSDFError(f"{path.name} could not be written: {error.strerror}", where=path, cause="a full disk, or something else of that name",
+                               fix="free some space or choose another output; what was there before is untouched") from error  # fmt: skip
         raise
 
 
+def plain(value: Any) -> Any:
+    """`value` for strict JSON, which has no word for NaN and infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: object) -> None:
-    write_atomic(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+    write_atomic(path, (json.dumps(plain(value), indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], state: State, *, kind: str) -> None:
     """Write tensors and JSON state as one file of the given kind ("prior", "checkpoint")."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": f"metasdf-{kind}-1", "state": json.dumps(state), "sha256": digest(tensors)}
+    text = json.dumps(state)
+    header = {"format": f"metasdf-{kind}-1", "state": text, "sha256": digest(tensors), "state_sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_atomic(path, save(tensors, metadata=header))
 
 
@@ -81,7 +95,8 @@ def load_state(path: Path, *, kind: str) -> tuple[dict[str, Tensor], State]:
     if header.get("format") != f"metasdf-{kind}-1":
         raise CheckpointError(f"this is no metasdf {kind} of version 1, it says {header.get('format', 'nothing')!r}", where=path,
                               cause="a file of another program, kind or version", fix=f"pass a {kind} written by this version")  # fmt: skip
-    if header.get("sha256") != digest(tensors):
+    text_sha = hashlib.sha256(header.get("state", "").encode(errors="surrogatepass")).hexdigest()
+    if header.get("sha256") != digest(tensors) or header.get("state_sha256", text_sha) != text_sha:  # the first files had no state_sha256
         raise CheckpointError(f"the content of the {kind} does not match its checksum", where=path, cause="the file was damaged after it was written",
                               fix="copy it again from its source, or train again")  # fmt: skip
     try:

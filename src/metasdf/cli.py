@@ -28,7 +28,7 @@ class Commands(click.Group):
             import difflib
 
             near = difflib.get_close_matches(cmd_name, self.list_commands(ctx), n=1)
-            if near:
+            if near and not ctx.resilient_parsing:  # completion must stay silent
                 ctx.fail(f"No such command {cmd_name!r}. Did you mean {near[0]!r}?")
         return command
 
@@ -135,7 +135,8 @@ def train(
     from metasdf.train import Limit, Trainer
 
     store = Store.open(data)
-    steps = None if budget else config.train.epochs * (len(store.split("train")) // min(config.train.batch, len(store.split("train"))))
+    shapes = len(store.split("train"))
+    steps = None if budget else config.train.epochs * (shapes // max(1, min(config.train.batch, shapes)))
     with TrainingMonitor(run / "tensorboard" if tensorboard else None) as monitor:
         trainer = Trainer(
             config, store, run, Limit(budget, steps), monitor, device=pick_device(device), init=load(init) if init else None, commit=commit(),

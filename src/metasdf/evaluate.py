@@ -101,7 +101,8 @@ def evaluate(
     metrics = {name: float(by_step[name][:, -1].mean()) for name in names}
     if runs > 1:
         metrics |= {f"{name}_std": float(by_step[name][:, -1].std(ddof=1)) for name in names}
-    metrics["mse_median"] = float(np.median(np.concatenate([r.shapes[np.isfinite(r.shapes)] for r in results])))
+    finite = np.concatenate([r.shapes[np.isfinite(r.shapes)] for r in results])
+    metrics["mse_median"] = float(np.median(finite)) if finite.size else float("nan")
     return {
         "prior": prior.name, "preset": e.preset, "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split,
         "n": min(r.n for r in results), "failed": max(r.failed for r in results), "metrics": metrics,

@@ -32,6 +32,21 @@ class TrainConfig:
     epochs: int = 50  # used where no wall-clock budget is given
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, fine, rule in (
+            ("batch", self.batch >= 1, "at least 1"),
+            ("lr", 0 < self.lr <= 1000, "above 0 and at most 1000"),
+            ("lr_rates", self.lr_rates is None or 0 <= self.lr_rates <= 1000, "none, or between 0 and 1000"),
+            ("warmup", self.warmup >= 0, "at least 0"),
+            ("clip", self.clip is None or self.clip > 0, "none, or above 0"),
+            ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
+            ("anneal", 0 <= self.anneal <= 1, "between 0 and 1"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            if not fine:
+                raise ValueError(f"TrainConfig.{name} must be {rule}, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -48,6 +63,11 @@ class Experiment:
     inner_norm: Literal["l1", "squared"] = "squared"
     outer_norm: Literal["l1", "squared"] = "squared"
     train: TrainConfig = setting(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("n_context", "n_query", "n_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Experiment.{name} must be at least 1, got {getattr(self, name)}")
 
 
 def mnist_dense() -> Experiment:
@@ -105,14 +125,33 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
     """The inverse of `to_dict`. Raises ValueError for unknown or badly typed fields."""
     hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} must be a group of fields, got {values!r}")
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    for name, value in values.items():
+        if not is_dataclass(hints[name]) and not _is_a(hints[name], value):
+            raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}")
     return cls(**{name: from_dict(hints[name], value) if is_dataclass(hints[name]) else value for name, value in values.items()})
 
 
-def override(config: Any, path: str, text: str) -> Any:
-    """`config` with the field at a dotted path set from text, e.g. override(e, "train.lr", "3e-4"). Raises UsageError on a bad name or value."""
+def _is_a(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(arg, value) for arg in typing.get_args(hint))
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def override(config: Any, path: str, text: str, *, group: str = "") -> Any:
+    """`config` with the field at a dotted path set from text, e.g. override(e, "train.lr", "3e-4"). Raises UsageError on a bad name or value.
+
+    `group` is where `config` stands in a larger one ("train."), for the messages.
+    """
     name, _, rest = path.partition(".")
     names = [f.name for f in fields(config)]
     if name not in names:
@@ -122,13 +161,14 @@ def override(config: Any, path: str, text: str) -> Any:
     try:
         if rest:
             if not is_dataclass(value):
-                raise UsageError(f"{name!r} is a single value, it has no field {rest!r}", fix=f"--set {name}=VALUE")
-            return replace(config, **{name: override(value, rest, text)})
+                raise UsageError(f"{name!r} is a single value, it has no field {rest!r}", fix=f"--set {group}{name}=VALUE")
+            return replace(config, **{name: override(value, rest, text, group=f"{group}{name}.")})
         return replace(config, **{name: _parse(typing.get_type_hints(type(config))[name], text)})
     except UsageError:
         raise
     except ValueError as error:
-        raise UsageError(f"cannot set {path} to {text!r}", cause=str(error), fix="see the allowed values with: metasdf train NAME --show") from error
+        raise UsageError(f"cannot set {group}{path} to {text!r}", cause=str(error),
+                         fix="see the allowed values with: metasdf train NAME --show") from error  # fmt: skip
 
 
 def _parse(hint: Any, text: str) -> Any:

@@ -56,7 +56,9 @@ class TrainingMonitor:
     """Shows a training: loss, validation errors, speed and time left."""
 
     def __init__(self, tensorboard: Path | None = None) -> None:
-        self._writer = _summary_writer(tensorboard) if tensorboard else None
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+        self._summary_writer = _summary_writer() if tensorboard else None
         self._live = sys.stderr.isatty()
         self._last = 0.0
         self._validation = ""
@@ -85,9 +87,8 @@ class TrainingMonitor:
             print(text, file=sys.stderr, flush=True)
 
     def step(self, row: dict[str, float]) -> None:
-        if self._writer and row["step"] % 10 == 0:
-            for key in ("loss", "lr", "shapes_per_second"):
-                self._writer.add_scalar(key, row[key], int(row["step"]))
+        if row["step"] % 10 == 0:
+            self._write(row, "loss", "lr", "shapes_per_second")
         now = time.monotonic()
         if now - self._last < (0.5 if self._live else PLAIN_SECONDS):
             return
@@ -102,15 +103,21 @@ class TrainingMonitor:
     def validated(self, row: dict[str, float]) -> None:
         self._validation = f"  val MSE {row['val_mse']:.3e} MAE {row['val_mae']:.3e}"
         self.say(f"step {row['step']:,.0f}: validation MSE {row['val_mse']:.3e}, MAE {row['val_mae']:.3e} ({row['val_n']:.0f} shapes)")
-        if self._writer:
-            for key in ("val_mse", "val_mae"):
-                self._writer.add_scalar(key, row[key], int(row["step"]))
+        self._write(row, "val_mse", "val_mae")
+
+    def _write(self, row: dict[str, float], *keys: str) -> None:
+        if self._summary_writer is None:
+            return
+        if self._writer is None:  # opened late: it makes a folder, and a new run folder must be found empty
+            self._writer = self._summary_writer(str(self._tensorboard))
+        for key in keys:
+            self._writer.add_scalar(key, row[key], int(row["step"]))
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError("--tensorboard needs the tensorboard package", cause="the extra is not installed",
                          fix="pip install 'metasdf[tensorboard]'") from error  # fmt: skip
-    return SummaryWriter(str(folder))
+    return SummaryWriter

@@ -48,6 +48,7 @@ OUTPUTS = (".npz", ".png", ".svg", ".json")
 FORMAT = "metasdf-reconstruction-1"  # how a summary of ours is told from another file of the same name
 DISTANCE_NAMES = {"s", "sdf", "d", "distance", "value"}
 MAX_SLOPE = 2.5  # |ds| / |dx| of neighbouring samples; 1 for a true distance, 2 across the edge of a pixel image (supplement 2.2.1)
+FAR = 1000.0  # times the side of the square: beyond, single precision would show in a drawing
 PLAUSIBLE = 0.8  # the share of neighbours that must keep to it
 _POINTS = 1  # key of the random stream of context points, as in evaluation (data.loader)
 
@@ -469,20 +470,25 @@ def svg(lines: Sequence[Array], *, frame: Frame, size: tuple[int, int] | None = 
 
     size: width and height of the image they lie on, which the drawing then covers exactly; otherwise it shows the frame's square.
     flip: the path is written with y up, in a group that turns it over, so that its numbers are the user's.
+    Far from the origin the path is written from a point beside it, to which its group is moved: viewers draw in single precision.
     """
     side = 1 / frame.scale
     digits = max(0, 5 - math.floor(math.log10(side)))  # a hundred-thousandth of the square, or finer
     left, top, width, height = (0, 0, *size) if size else (frame.centre[0] - side / 2, frame.centre[1] - side / 2, side, side)
     shown = size if size else (512, 512)
     sign = -1.0 if flip else 1.0
-    path = " ".join("M" + " L".join(f"{px:.{digits}f},{sign * py:.{digits}f}" for px, py in line[:-1]) + " Z" for line in lines)
+    far = np.abs(frame.centre).max() > FAR * side
+    origin = np.round(np.multiply(frame.centre, (1.0, sign)), digits) if far else np.zeros(2)
+    local = [line * (1.0, sign) - origin for line in lines]
+    path = " ".join("M" + " L".join(f"{px:.{digits}f},{py:.{digits}f}" for px, py in line[:-1]) + " Z" for line in local)
     box = " ".join(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in (left, top, width, height))
-    turn = ' transform="scale(1 -1)"' if flip else ""
+    moves = ["scale(1 -1)"] * flip + [f"translate({origin[0]:.{digits}f} {origin[1]:.{digits}f})"] * bool(far)
+    transform = f' transform="{" ".join(moves)}"' if moves else ""
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{shown[0]}" height="{shown[1]}" viewBox="{box}">\n'
         f"<title>{escape(title)}</title>\n"
-        f'<g{turn} fill="#b2182b" fill-opacity="0.35" fill-rule="evenodd" stroke="#b2182b" stroke-width="1.5" stroke-linejoin="round">\n'
+        f'<g{transform} fill="#b2182b" fill-opacity="0.35" fill-rule="evenodd" stroke="#b2182b" stroke-width="1.5" stroke-linejoin="round">\n'
         f'<path vector-effect="non-scaling-stroke" d="{path}"/>\n'
         "</g>\n</svg>\n"
     )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metasdf.checkpoint import load_state, save_state, write_json
+from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader
@@ -85,9 +85,10 @@ class Trainer:
             self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query,
             batch=e.train.batch, seed=e.train.seed,
         )
+        _check_fits(e, self.loader)
         self.model = build_conditioner(e, generator=torch.Generator().manual_seed(e.train.seed))
         if self.init is not None:
-            _load_into(self.model, self.init)
+            _load_into(self.model, self.init, e)
         self.model.to(self.device)
         self.head = Distance(e.outer_norm)
         self.products = PRODUCTS[e.train.products]
@@ -112,29 +113,32 @@ class Trainer:
         window: list[float] = []
         with self._signals():
             while self.limit.progress(self.step, self.elapsed) < 1.0 and self.stop_signal is None:
-                loss = self._train_step()
+                due = time.monotonic() - last_checkpoint >= self.checkpoint_seconds
+                loss = self._train_step(save=due or not self.checkpoint_path.exists())
                 now = time.monotonic()
                 self.elapsed = base + now - started
                 window.append(now)
                 window = window[-50:]
                 rate = (len(window) - 1) * self.loader.batch_size / (window[-1] - window[0]) if len(window) > 1 else 0.0
                 self.monitor.step(self._row(loss=loss, shapes_per_second=rate))
-                if now - last_checkpoint >= self.checkpoint_seconds:
-                    self.save()
+                if due and not self.bad_steps:
                     last_checkpoint = now
                 if now - last_validation >= self.validate_seconds:
                     self._log(self.validate())
                     last_validation = time.monotonic()
                     self.elapsed = base + last_validation - started
-        if self.stop_signal is not None:
-            self.save()
-            return {}
-        row = self.validate()
-        self._log(row)
-        self.save(validation=row)
-        return row
+            if self.stop_signal is None:
+                row = self.validate()
+                self._log(row)
+                if not row["val_n"]:
+                    raise self._diverged("the prior fits none of the validation shapes, every field is NaN or infinite")
+                self.save(validation=row)
+                return row
+            if not self.bad_steps:
+                self.save()
+        return {}
 
-    def _train_step(self) -> float:
+    def _train_step(self, *, save: bool = False) -> float:
         t = self.experiment.train
         progress = self.limit.progress(self.step, self.elapsed)
         factor = schedule(t.schedule, progress) * min(1.0, (self.step + 1) / t.warmup if t.warmup else 1.0)
@@ -152,6 +156,8 @@ class Trainer:
             self._skip(value)
             return value
         self.bad_steps = 0
+        if save:  # before the step: a state that just gave a finite loss, while the next one may have diverged
+            self.save()
         self.optimiser.step()
         self.model.project()
         self.step += 1
@@ -163,18 +169,20 @@ class Trainer:
         return value
 
     def _skip(self, loss: float) -> None:
-        """A batch on which the inner loop diverged is left out; a row of them ends the training with the last good state."""
+        """A batch on which the inner loop diverged is left out; a row of them ends the training; the last checkpoint is kept."""
         self.step += 1
         self.bad_steps += 1
         self.monitor.say(f"step {self.step:,}: the loss is not finite ({loss}), the batch is left out ({self.bad_steps} in a row)")
-        if self.bad_steps < MAX_BAD_STEPS:
-            return
-        self.save()  # the parameters are still those of the last good step
-        raise TrainingError(
-            f"the loss was not finite {self.bad_steps} times in a row, up to step {self.step:,}", where=self.run,
-            cause="the learning rate or the inner rates are too large",
-            fix="the last good state is kept in the run folder; start a new run with smaller --set train.lr, train.lr_rates or inner.init_rate, "
-                f"from these weights with --init {self.run / 'prior.safetensors'}",
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise self._diverged(f"the loss was not finite {self.bad_steps} times in a row, up to step {self.step:,}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = self.checkpoint_path.exists()
+        return TrainingError(
+            what, where=self.run, cause="the learning rate or the inner rates are too large",
+            fix="the last good state is kept in the run folder; start a new run with smaller --set train.lr or train.lr_rates, "
+                f"from these weights with --init {self.run / 'prior.safetensors'}" if kept
+            else "start again with a smaller --set inner.init_rate, train.lr or train.lr_rates",
         )  # fmt: skip
 
     def _row(self, **values: float) -> dict[str, float]:
@@ -217,7 +225,7 @@ class Trainer:
     def _log(self, row: dict[str, float]) -> None:
         self.monitor.validated(row)
         with (self.run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(plain(row), allow_nan=False) + "\n")
 
     # -- saving and resuming -------------------------------------------------------------------------------------------------------
 
@@ -259,6 +267,8 @@ class Trainer:
             self._restore(tensors, state)
             self.monitor.say(f"resuming {self.run} at step {self.step:,} ({self.elapsed / 60:.1f} min trained)")
             return
+        if self.run.exists() and not self.run.is_dir():
+            raise UsageError("--run names a file", where=self.run, cause="a path given twice, or misspelt", fix="choose a folder, new or empty")
         if self.run.exists() and any(self.run.iterdir()) and not (self.run / "config.json").exists():
             raise UsageError("the run folder holds other files", where=self.run, cause="it was not made by metasdf train",
                              fix="choose an empty or new --run folder")  # fmt: skip
@@ -266,6 +276,12 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         try:
+            names = [name for name, _ in self.model.named_parameters()]
+            expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in names if self.ema is not None}
+            if any(name.startswith("optimiser.") for name in tensors):  # none before the first step
+                expected |= {f"optimiser.{i}.{key}" for i in range(len(names)) for key in ("step", "exp_avg", "exp_avg_sq")}
+            if tensors.keys() != expected:
+                raise ValueError(f"missing or unknown: {', '.join(sorted(tensors.keys() ^ expected)[:5])}")
             self._assign({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
             if self.ema is not None:
                 self.ema = {name: tensors[f"ema.{name}"].to(self.device) for name, _ in self.model.named_parameters()}
@@ -285,6 +301,8 @@ class Trainer:
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:
         for name, p in self.model.named_parameters():
+            if values[name].shape != p.shape:
+                raise ValueError(f"{name} has shape {tuple(values[name].shape)}, not {tuple(p.shape)}")
             p.copy_(values[name])
 
     # -- surroundings --------------------------------------------------------------------------------------------------------------
@@ -294,6 +312,8 @@ class Trainer:
             self.model.products = products
 
     def _report_memory(self) -> None:
+        if isinstance(self.model, MetaSDF):
+            self.model.second_order = 0.0 if self.experiment.train.order == "first" else 1.0
         batch = self.loader.batch(0).to(self.device)
         one = TaskBatch(batch.task[:1], *(Observations(o.x[:1], o.y[:1]) for o in batch[1:]))
         kept = saved_bytes(lambda: meta_loss(self.model, self.head, one, products=self.products))
@@ -361,7 +381,30 @@ def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
-def _load_into(model: Conditioner, prior: Prior) -> None:
+def _check_fits(e: Experiment, loader: Loader) -> None:
+    """What shows only when settings meet. Raises UsageError."""
+    if e.field.in_dim != loader.shapes.dim:
+        raise UsageError(f"the field takes {e.field.in_dim} coordinates, the shapes have {loader.shapes.dim}", where=loader.path,
+                         fix=f"--set field.in_dim={loader.shapes.dim}")  # fmt: skip
+    if e.field.out_dim != Distance.channels:
+        raise UsageError(f"the field has {e.field.out_dim} outputs, a distance is {Distance.channels}",
+                         fix=f"--set field.out_dim={Distance.channels}")  # fmt: skip
+    if e.field.activation == "sine" and e.train.products != "float32":
+        raise UsageError(f"a sine field cannot be trained with {e.train.products} products", cause="sin(w0 z) needs its argument at full precision",
+                         fix="--set train.products=float32")  # fmt: skip
+
+
+def _meaning(e: Experiment) -> dict[str, Any]:
+    """What the same tensors stand for, beyond their shapes."""
+    sine = e.field.activation == "sine"
+    return {"field.activation": e.field.activation, "field.w0": e.field.w0 if sine else None, "softplus rates": e.inner.constraint == "softplus"}
+
+
+def _load_into(model: Conditioner, prior: Prior, experiment: Experiment) -> None:
+    was, now = _meaning(prior.experiment), _meaning(experiment)
+    if was != now:
+        raise UsageError(f"--init has other layers or rates than this experiment ({', '.join(f'{k}: {was[k]}' for k in was if was[k] != now[k])})",
+                         where=prior.experiment.name, fix="use the same field and inner settings, see: metasdf models NAME")  # fmt: skip
     try:
         model.load_state_dict(prior.conditioner.state_dict())
     except RuntimeError as error:

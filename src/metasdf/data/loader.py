@@ -13,8 +13,6 @@ from metasdf.tasks import RULES, ContextRule, Draw, ShapeSamples, TaskBatch, sta
 _ORDER, _POINTS = 0, 1  # what a random stream is for: the order of an epoch, the points of one task
 
 
-
-
 class ImageShapes:
     """Shapes of a 2D store, read on demand from its memory-mapped arrays."""
 
@@ -42,7 +40,7 @@ class Loader:
     def __init__(self, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, n_query: int, batch: int, seed: int) -> None:
         if not len(indices):
             raise UsageError("the split holds no shapes", where=store.path, fix="prepare the data set with more shapes")
-        self.shapes = ImageShapes(store)
+        self.shapes, self.path = ImageShapes(store), store.path
         self.indices = indices
         self.rule, self.n_context, self.n_query, self.seed = rule, n_context, n_query, seed
         self.batch_size = min(batch, len(self.indices))
@@ -61,4 +59,10 @@ class Loader:
 
     def _draw(self, task: int, epoch: int) -> Draw:
         rng = np.random.default_rng((self.seed, _POINTS, epoch, task))
-        return RULES[self.rule](rng, self.shapes[task], n_context=self.n_context, n_query=self.n_query)
+        try:
+            return RULES[self.rule](rng, self.shapes[task], n_context=self.n_context, n_query=self.n_query)
+        except ValueError as error:
+            raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
+                             cause="the data set is too coarse for so many points, or was made without contours",
+                             fix="prepare the data set again with a higher --resolution, or train with fewer points: "
+                                 "--set n_context=N --set n_query=N --set n_test=N") from error  # fmt: skip
