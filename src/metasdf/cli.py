@@ -255,9 +255,12 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @click.option("--resolution", type=click.IntRange(8, 4096), default=128, show_default=True, help="Grid points along a side of the written SDF.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
+@click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
 @click.option("--y-up", is_flag=True, help="The y axis of points and samples points up (images and SVG: down).")
 @device_option
-def reconstruct(inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, y_up: bool, device: str) -> None:
+def reconstruct(
+    inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, device: str
+) -> None:
     """Turn observations of shapes into SDFs: an image, SDF samples (x, y, s) or bare points, as .png .npy .csv.
 
     Writes the SDF grid (.npz), a picture (.png), the contour (.svg) and a summary (.json) for each, in the input's own units.
@@ -269,7 +272,7 @@ def reconstruct(inputs: tuple[Path, ...], prior: str, out: Path, resolution: int
 
     loaded = load(prior).to(pick_device(device))
     _say_extra_steps(loaded, steps)
-    if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, say=click.echo):
+    if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, foreground=foreground, say=click.echo):
         sys.exit(1)
 
 
