@@ -249,7 +249,6 @@ ERRORS: dict[str, tuple[int, list[str], str]] = {
     "--from without mnist": (2, ["prepare", "mnist-slice", "--from", "{tmp}", "-o", "{tmp}/d"], "--from says where the MNIST files are"),
     "folder without images": (1, ["prepare", "{tmp}", "-o", "{tmp}/d"], "There are no images in the folder"),
     "another data set there": (2, ["prepare", "mnist-slice", "-o", D, "--resolution", "30"], "Another data set is already there"),
-    "no input": (1, ["reconstruct", "{tmp}/nothing.png", "-m", "{run}", "-o", "{tmp}/o"], "nothing.png"),
 }  # fmt: skip
 
 

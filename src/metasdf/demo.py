@@ -29,7 +29,7 @@ from metasdf.evaluate import GridErrors, fit_times, grid_errors
 from metasdf.geometry.image import mask_from_image
 from metasdf.prior import Prior, load
 from metasdf.provenance import hardware
-from metasdf.report import figure_curve, figure_steps, fit_steps, png
+from metasdf.report import Steps, figure_curve, figure_steps, fit_steps, png
 
 NAMES = ("mnist-dense", "mnist-levelset")
 SHOWN = (4, 21, 33, 52, 80, 97)  # rows of the shipped digits: a 0, 2, 3, 5, 8 and 9
@@ -39,13 +39,13 @@ BATCH = 50
 
 
 class Result(NamedTuple):
-    """What a prior achieved on the digits, in field units, with milliseconds per fit; `figure` is the PNG of the shown ones."""
+    """What a prior achieved on the digits, in field units, with milliseconds per fit; `steps` are those of the shown ones."""
 
     prior: Prior
     errors: GridErrors
     ms_alone: float
     ms_batched: float
-    figure: bytes
+    steps: list[Steps]
 
     @property
     def title(self) -> str:
@@ -77,11 +77,13 @@ def run(
             say(f"  {prior.name} done, {time.perf_counter() - started:.0f} s")
     curve = png(figure_curve({r.prior.name: r.errors.mse for r in results}, ylabel="MSE, mean over digits"))
     write_atomic(out / "curve.png", curve)
-    for result in results:
-        write_atomic(out / f"{result.prior.name}.png", result.figure)
+    figures = {result.prior.name: png(figure_steps(result.steps)) for result in results}
+    for name, figure in figures.items():
+        write_atomic(out / f"{name}.png", figure)
+    write_atomic(out / "steps.png", png(figure_steps([steps for result in results for steps in result.steps[:2]])))
     commands = next_commands(out, priors)
     page = out / "index.html"
-    write_atomic(page, render(results, curve, commands, n=len(rows)).encode())
+    write_atomic(page, render(results, figures, curve, commands, n=len(rows)).encode())
     say(table(results))
     say(f"page: {page}   ({time.perf_counter() - started:.0f} s in all)\n\nnext, on your own shapes:")
     for what, command in commands:
@@ -93,8 +95,8 @@ def _measure(prior: Prior, store: Store, rows: NDArray[np.int64], shown: NDArray
     e, device, model = prior.experiment, torch.device("cpu"), prior.cpu().conditioner
     errors = grid_errors(model, prior.head, store, indices=rows, rule=e.context, n_context=e.n_test, seed=0, device=device, batch=BATCH)
     times = fit_times(prior, store, rows, batch=BATCH, seed=0, steps=None, device=device)
-    figure = figure_steps(fit_steps(model, store, shown, e, device=device, labels=labels))
-    return Result(prior, errors, times["alone"], times["batched"], png(figure))
+    steps = fit_steps(model, store, shown, e, device=device, labels=labels)
+    return Result(prior, errors, times["alone"], times["batched"], steps)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -140,14 +142,16 @@ def _csv(header: str, rows: NDArray[np.floating]) -> bytes:
     return "\n".join([header, *(",".join(f"{v:.4f}" for v in row) for row in rows), ""]).encode()
 
 
-def render(results: Sequence[Result], curve: bytes, commands: Sequence[tuple[str, str]], *, n: int) -> str:
+def render(
+    results: Sequence[Result], figures: dict[str, bytes], curve: bytes, commands: Sequence[tuple[str, str]], *, n: int
+) -> str:
     """The page as HTML: no script, no address outside itself."""
     environment = Environment(loader=PackageLoader("metasdf"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = [
         {
             "name": r.prior.name, "title": r.title, "slug": r.prior.name, "mse": r.errors.mse[-1], "mae": r.errors.mae[-1], "failed": r.errors.failed,
             "wrong": r.errors.misclassified[-1], "alone": r.ms_alone, "batched": r.ms_batched, "paper": PAPER.get(r.prior.name),
-            "steps": r.prior.experiment.inner.steps, "image": _data_uri(r.figure), "training": r.prior.card.get("training", {}),
+            "steps": r.prior.experiment.inner.steps, "image": _data_uri(figures[r.prior.name]), "training": r.prior.card.get("training", {}),
         }
         for r in results
     ]  # fmt: skip

@@ -83,7 +83,7 @@ class _BatchedAffine(torch.autograd.Function):
     """h W^T + b for h (B, N, in), W (B, out, in), b (B, out).
 
     Autograd's own backward returns the gradient of W as a transposed view; every later sum with an ordinary tensor then walks memory
-    across its rows. Here all gradients are contiguous. The backward is differentiable like any other.
+    across its rows. Here all gradients are contiguous. The backward is differentiable like any other; forward mode (jvp) is not provided.
     """
 
     generate_vmap_rule = True
@@ -141,7 +141,8 @@ def field(
     """Phi(x; params): an MLP of `spec`, evaluated at N coordinates of each task.
 
     `products=torch.bfloat16` computes matrix products and activations in that precision; coordinates enter as two such parts, so that they
-    keep theirs. Parameters, reductions over points and the result stay in their own dtype. Raises ValueError where shapes do not fit `spec`.
+    keep theirs. Parameters, their gradients and the result have their own dtype again, rounded to what the products gave.
+    Raises ValueError where shapes do not fit `spec`.
     """
     return field_vjp(params, x, spec, products=products)[0]
 

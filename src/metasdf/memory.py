@@ -35,8 +35,8 @@ def saved_bytes(step: Callable[[], Tensor]) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        kept.append(tensor)
-        return tensor
+        kept.append(tensor.detach())
+        return kept[-1]  # not the tensor itself: a graph that holds its own output is never freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()

@@ -138,6 +138,10 @@ def inner_loop(
     """
     if not 0.0 <= second_order <= 1.0:
         raise ValueError(f"second_order must lie in [0, 1], got {second_order}")
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if not context.x.shape[-2]:
+        raise ValueError("the context is empty, there is nothing to adapt to")
     gradient = inner_gradient if config.gradient == "explicit" else inner_gradient_autograd
 
     def step(j: int, params: Params) -> Params:
