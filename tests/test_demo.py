@@ -63,7 +63,8 @@ class Links(HTMLParser):
 def test_files(finished: tuple[Path, list[str]]) -> None:
     out, _ = finished
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert names == {"index.html", "curve.png", "mnist-dense.png", "mnist-levelset.png", "try/digit.png", "try/samples.csv", "try/outline.csv"}
+    pictures = {"curve.png", "mnist-dense.png", "mnist-levelset.png", "steps.png"}
+    assert names == {"index.html", "try/digit.png", "try/samples.csv", "try/outline.csv"} | pictures
 
 
 def test_the_page_stands_alone(finished: tuple[Path, list[str]]) -> None:
