@@ -290,11 +290,12 @@ def demo(out: Path) -> None:
 @click.argument("name", required=False, shell_complete=_prior_names)
 def models(name: str | None) -> None:
     """List the shipped priors, or show the card of one (a name, file or run folder)."""
+    from metasdf.experiments import to_dict
     from metasdf.prior import load, shipped
 
     if name is not None:
         prior = load(name)
-        click.echo(json.dumps({"name": prior.name, "experiment": prior.experiment_dict(), "card": prior.card}, indent=2))
+        click.echo(json.dumps({"name": prior.name, "experiment": to_dict(prior.experiment), "card": prior.card}, indent=2))
         return
     for each in shipped():
         prior = load(each)

@@ -58,9 +58,6 @@ class Prior(nn.Module):
         """Dense priors learn from signed distances, level-set priors from bare surface points."""
         return self.experiment.context == "dense"
 
-    def experiment_dict(self) -> dict[str, Any]:
-        return to_dict(self.experiment)
-
     def save(self, path: str | Path) -> None:
         """Write the prior as one safetensors file, whole or not at all."""
         state = {"experiment": to_dict(self.experiment), "extent": self.extent, "card": self.card}
@@ -86,6 +83,7 @@ class Prior(nn.Module):
         values: (N,) or (N, 1) signed distances in the same units, negative inside; needed by dense priors, refused by level-set priors.
         frame: how the units map to the field; by default found from the surface (points, or where the values cross zero).
         steps: gradient steps; more than the prior was trained with repeat the rates of its last step.
+        Of more than MAX_CONTEXT observations that many are drawn, always the same ones.
         Raises InputError for points that cannot be used (shape, NaN, too few, no surface).
         """
         if isinstance(points, list) and points and not np.isscalar(points[0]) and np.ndim(_numpy(points[0])) == 2:

@@ -251,10 +251,11 @@ class Trainer:
         weights: dict[str, Tensor] = self.ema or dict(self.model.named_parameters())
         model.load_state_dict({name: p.detach().cpu() for name, p in weights.items()})
         meta = self.store.meta
+        init = self.init.card.get("training", {}) | {"prior": self.init.name} if self.init else None
         card = {
             "data": {k: meta[k] for k in ("source", "licence", "resolution") if k in meta} | {"fingerprint": self.store.fingerprint},
             "training": {"steps": self.step, "seconds": round(self.elapsed, 1), "shapes": len(self.loader.indices), "commit": self.commit,
-                         "device": str(self.device), "torch": torch.__version__},
+                         "init": init, "device": str(self.device), "torch": torch.__version__},
             "validation": validation or {},
         }  # fmt: skip
         return Prior(self.experiment, model, card=card)
