@@ -27,7 +27,7 @@ SPECS = {
     "sine": FieldSpec(width=5, hidden_layers=1, activation="sine", w0=2.0),
     "fourier-3d": FieldSpec(in_dim=3, width=4, hidden_layers=0, frequencies=2),
 }
-GRADIENTS = ["explicit", "autograd"]
+GRADIENTS = ["fused", "explicit", "autograd"]
 TASKS, POINTS, STEPS = 3, 7, 3
 every_spec = pytest.mark.parametrize("name", SPECS)
 every_kind = pytest.mark.parametrize("kind", RATE_KINDS)

@@ -161,9 +161,7 @@ def field_vjp(
     last = len(params) - 1
     inputs: list[Tensor] = []  # of each layer
     outputs: list[Tensor] = []  # before the activation (sine), or after it (ReLU: its sign is all the backward pass needs)
-    h = encode(x, spec)
-    if low is not None:
-        h = _split(h, low)
+    h = first_input(x, spec, products=low)
     for index, layer in enumerate(params):
         if low is not None:
             layer = Layer(layer.weight.to(low), layer.bias.to(low))
@@ -197,10 +195,14 @@ def field_vjp(
     return h.to(x.dtype), vjp
 
 
-def _split(x: Tensor, low: torch.dtype) -> Tensor:
-    """x as a sum of two low-precision parts, side by side: coordinates keep 16 significant bits where one bfloat16 would keep 8."""
-    high = x.to(low)
-    return torch.cat((high, (x - high).to(low)), -1)
+def first_input(x: Tensor, spec: FieldSpec, *, products: torch.dtype | None = None) -> Tensor:
+    """What the first layer sees: the encoded coordinates; in lower precision as a sum of two parts side by side, to which its weights are
+    applied twice: so coordinates keep 16 significant bits where one bfloat16 would keep 8."""
+    x = encode(x, spec)
+    if products is None or products == x.dtype:
+        return x
+    high = x.to(products)
+    return torch.cat((high, (x - high).to(products)), -1)
 
 
 def _check(params: Params, x: Tensor, spec: FieldSpec) -> None:

@@ -21,6 +21,12 @@ class Head(nn.Module):
         """d loss / d out in closed form, differentiable: the start of the explicit inner gradient."""
         raise NotImplementedError
 
+    def output_grad_tangent(
+        self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"], tangent: Float[Tensor, "*B N c"]
+    ) -> Float[Tensor, "*B N c"] | None:
+        """How `output_grad` changes as the outputs move along `tangent`: the Hessian of the loss in the outputs times it. None: not at all."""
+        raise NotImplementedError
+
     def to_sdf(self, out: Float[Tensor, "*B N c"]) -> Float[Tensor, "*B N 1"]:
         raise NotImplementedError
 
@@ -43,6 +49,11 @@ class Distance(Head):
     def output_grad(self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"]) -> Float[Tensor, "*B N c"]:
         e = out - y
         return (torch.sign(e) if self.norm == "l1" else 2.0 * e) / out.shape[-2]
+
+    def output_grad_tangent(
+        self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"], tangent: Float[Tensor, "*B N c"]
+    ) -> Float[Tensor, "*B N c"] | None:
+        return None if self.norm == "l1" else tangent * (2.0 / out.shape[-2])
 
     def to_sdf(self, out: Float[Tensor, "*B N c"]) -> Float[Tensor, "*B N 1"]:
         return out

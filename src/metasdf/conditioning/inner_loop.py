@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from metasdf.conditioning.fused import Step, inner_step
 from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp
 from metasdf.heads import Head
 from metasdf.tasks import Observations
@@ -27,7 +28,7 @@ class InnerLoopConfig:
     init_rate: float = 1e-1
     constraint: Literal["free", "clip", "softplus"] = "free"  # clip: projected to >= 0 after each optimiser step; softplus: > 0 by form
     extra_steps: Literal["last", "error"] = "last"  # steps beyond the trained ones use the rates of the last trained step, or are refused
-    gradient: Literal["explicit", "autograd"] = "explicit"  # two forms of the same numbers; autograd is the plain twin
+    gradient: Literal["fused", "explicit", "autograd"] = "fused"  # three forms of the same numbers, fast to plain; see inner_loop
     checkpoint: bool = False  # keep only phi after each step and recompute inside it: O(n + m) memory instead of O(n m)
 
     def __post_init__(self) -> None:
@@ -39,8 +40,8 @@ class InnerLoopConfig:
             raise ValueError(f"InnerLoopConfig.constraint must be free, clip or softplus, got {self.constraint!r}")
         if self.extra_steps not in ("last", "error"):
             raise ValueError(f"InnerLoopConfig.extra_steps must be last or error, got {self.extra_steps!r}")
-        if self.gradient not in ("explicit", "autograd"):
-            raise ValueError(f"InnerLoopConfig.gradient must be explicit or autograd, got {self.gradient!r}")
+        if self.gradient not in ("fused", "explicit", "autograd"):
+            raise ValueError(f"InnerLoopConfig.gradient must be fused, explicit or autograd, got {self.gradient!r}")
         if not self.init_rate > 0:
             raise ValueError(f"InnerLoopConfig.init_rate must be positive, got {self.init_rate}")
 
@@ -69,17 +70,23 @@ class Rates(nn.Module):
         self.raw = nn.ParameterList([nn.Parameter(torch.full((*steps, *shape), start)) for shape in shapes])
 
     def forward(self, step: int) -> Params:
-        if step >= self.config.steps and self.config.extra_steps == "error":
-            raise ValueError(f"step {step + 1} asked of a prior trained with {self.config.steps}; "
+        return self.sequence(step + 1)[step]
+
+    def sequence(self, steps: int) -> list[Params]:
+        """The rates of the first `steps` steps; beyond the trained ones as `extra_steps` says. Raises ValueError where that is 'error'."""
+        trained = self.config.steps
+        if steps > trained and self.config.extra_steps == "error":
+            raise ValueError(f"step {steps} asked of a prior trained with {trained}; "
                              "extra_steps='last' would repeat the rates of the last trained step")  # fmt: skip
-        step = min(step, self.config.steps - 1)
-        per_step = self.config.rates in ("step", "parameter_step")
-        values = [raw[step] if per_step else raw for raw in self.raw]
+        values: list[Tensor] = list(self.raw)
         if self.config.constraint == "softplus":
             values = [nn.functional.softplus(value) for value in values]
         if len(values) == 1:
             values = values * (2 * self.n_layers)
-        return tuple(Layer(w, b) for w, b in zip(values[0::2], values[1::2], strict=True))
+        per_step = self.config.rates in ("step", "parameter_step")
+        each = [value.unbind() if per_step else (value,) * trained for value in values]  # one unbind: one gradient for all steps
+        layers = [tuple(Layer(w, b) for w, b in zip(v[0::2], v[1::2], strict=True)) for v in zip(*each, strict=True)]
+        return layers[:steps] + [layers[-1]] * (steps - trained)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -142,6 +149,12 @@ def inner_loop(
         raise ValueError(f"steps must not be negative, got {steps}")
     if not context.x.shape[-2]:
         raise ValueError("the context is empty, there is nothing to adapt to")
+    if config.gradient == "fused":
+        form = Step(spec, head, products=products, second_order=second_order, recompute=config.checkpoint)
+        path = [theta]
+        for j in range(config.steps if steps is None else steps):
+            path.append(inner_step(path[-1], rates(j), context, form))
+        return path
     gradient = inner_gradient if config.gradient == "explicit" else inner_gradient_autograd
 
     def step(j: int, params: Params) -> Params:

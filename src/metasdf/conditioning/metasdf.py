@@ -36,8 +36,9 @@ class MetaSDF(Conditioner):
 
     def trajectory(self, context: Observations, *, steps: int | None = None) -> list[Params]:
         """theta, phi_1, ..., phi_k. Without grad mode nothing is kept but the parameters themselves."""
+        rates = self.rates.sequence(self.config.steps if steps is None else max(steps, 0))
         return inner_loop(
-            self.theta, self.rates, context, spec=self.spec, head=self.head, config=self.config, steps=steps,
+            self.theta, rates.__getitem__, context, spec=self.spec, head=self.head, config=self.config, steps=steps,
             second_order=self.second_order, products=self.products,
         )  # fmt: skip
 
