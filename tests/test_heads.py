@@ -68,6 +68,18 @@ def test_l1_has_no_gradient_where_the_error_is_zero() -> None:
 
 
 @every_norm
+@every_shape
+def test_output_grad_tangent_is_the_derivative_of_output_grad(norm: str, shape: tuple[int, ...]) -> None:
+    head = Distance(norm)
+    out, y = pair(shape)
+    direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(shape)
+    ours = head.output_grad_tangent(out, y, direction)
+    step = 1e-6  # central difference; exact for a quadratic but for rounding
+    theirs = (head.output_grad(out + step * direction, y) - head.output_grad(out - step * direction, y)) / (2 * step)
+    torch.testing.assert_close(torch.zeros_like(out) if ours is None else ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+@every_norm
 def test_output_grad_is_differentiable(norm: str) -> None:
     """Its derivative is the second derivative of the loss: 2/N for squares, nothing for l1."""
     head = Distance(norm)

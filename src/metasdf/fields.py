@@ -154,10 +154,8 @@ def field_vjp(
 
     The gradient keeps the dtype of the parameters. Both results are differentiable with respect to params and x.
     """
-    _check(params, x, spec)
+    check_shapes(params, x, spec)
     low = products if products is not None and products != x.dtype else None
-    if low is not None and spec.activation == "sine":
-        raise ValueError("sin(w0 z) needs its argument at full precision: use products=None with the sine")
     last = len(params) - 1
     inputs: list[Tensor] = []  # of each layer
     outputs: list[Tensor] = []  # before the activation (sine), or after it (ReLU: its sign is all the backward pass needs)
@@ -197,15 +195,18 @@ def field_vjp(
 
 def first_input(x: Tensor, spec: FieldSpec, *, products: torch.dtype | None = None) -> Tensor:
     """What the first layer sees: the encoded coordinates; in lower precision as a sum of two parts side by side, to which its weights are
-    applied twice: so coordinates keep 16 significant bits where one bfloat16 would keep 8."""
+    applied twice: so coordinates keep 16 significant bits where one bfloat16 would keep 8. Raises ValueError for the sine in low precision."""
     x = encode(x, spec)
     if products is None or products == x.dtype:
         return x
+    if spec.activation == "sine":
+        raise ValueError("sin(w0 z) needs its argument at full precision: use products=None with the sine")
     high = x.to(products)
     return torch.cat((high, (x - high).to(products)), -1)
 
 
-def _check(params: Params, x: Tensor, spec: FieldSpec) -> None:
+def check_shapes(params: Params, x: Tensor, spec: FieldSpec) -> None:
+    """Raises ValueError, saying what was expected, where coordinates or parameters do not fit `spec`."""
     if x.dim() < 2 or x.shape[-1] != spec.in_dim:
         raise ValueError(f"coordinates must have shape (*B, N, {spec.in_dim}), got {tuple(x.shape)}")
     if len(params) != len(spec.shapes):

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from metasdf.fields import FieldSpec, Layer, Params, first_input
+from metasdf.fields import FieldSpec, Layer, Params, check_shapes, first_input
 from metasdf.heads import Head
 from metasdf.tasks import Observations
 
@@ -35,7 +36,11 @@ class Step:
 
 
 def inner_step(params: Params, rates: Params, context: Observations, step: Step) -> Params:
-    """phi - alpha * grad of head.loss on each task's context, differentiable once with respect to phi and alpha."""
+    """phi - alpha * grad of head.loss on each task's context, differentiable once with respect to phi and alpha.
+
+    Raises ValueError where shapes do not fit the field.
+    """
+    check_shapes(params, context.x, step.spec)
     return _layered(_InnerStep.apply(step, context, *_flat(params), *_flat(rates)))
 
 
@@ -51,6 +56,7 @@ class _InnerStep(torch.autograd.Function):
         return tuple(torch.addcmul(p, a, g, value=-1) for p, a, g in zip(params, rates, passes.gradient, strict=True))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *vs: Tensor) -> tuple[Tensor | None, ...]:
         step, flat, kept = ctx.step, ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
         params, rates = flat[: ctx.n // 2], flat[ctx.n // 2 :]

@@ -28,7 +28,7 @@ class InnerLoopConfig:
     init_rate: float = 1e-1
     constraint: Literal["free", "clip", "softplus"] = "free"  # clip: projected to >= 0 after each optimiser step; softplus: > 0 by form
     extra_steps: Literal["last", "error"] = "last"  # steps beyond the trained ones use the rates of the last trained step, or are refused
-    gradient: Literal["fused", "explicit", "autograd"] = "fused"  # three forms of the same numbers, fast to plain; see inner_loop
+    gradient: Literal["fused", "explicit", "autograd"] = "fused"  # the same numbers, from fast to plain
     checkpoint: bool = False  # keep only phi after each step and recompute inside it: O(n + m) memory instead of O(n m)
 
     def __post_init__(self) -> None:
@@ -141,6 +141,8 @@ def inner_loop(
 
     second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
     (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
+    Of the three forms `config.gradient` names, the fused one has no second derivatives and none with respect to the context; for those of
+    the context the explicit one takes its place.
     steps: more than `config.steps` follow `config.extra_steps`; the rates never change silently.
     """
     if not 0.0 <= second_order <= 1.0:
@@ -149,13 +151,13 @@ def inner_loop(
         raise ValueError(f"steps must not be negative, got {steps}")
     if not context.x.shape[-2]:
         raise ValueError("the context is empty, there is nothing to adapt to")
-    if config.gradient == "fused":
+    if config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad):
         form = Step(spec, head, products=products, second_order=second_order, recompute=config.checkpoint)
         path = [theta]
         for j in range(config.steps if steps is None else steps):
             path.append(inner_step(path[-1], rates(j), context, form))
         return path
-    gradient = inner_gradient if config.gradient == "explicit" else inner_gradient_autograd
+    gradient = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
 
     def step(j: int, params: Params) -> Params:
         if second_order == 0.0:
