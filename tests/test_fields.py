@@ -303,20 +303,23 @@ def test_kaiming_statistics(d: int) -> None:
 
 
 @both_dimensions
-def test_spread_statistics(d: int) -> None:
-    """Kaiming weights and biases uniform in +-1/sqrt(in): the first kinks pass the origin at a distance, where the standard ones all meet in it."""
+def test_spread_starts_no_unit_dead_or_linear(d: int) -> None:
+    """Kaiming weights; every hidden unit is on at some points of the domain and off at others, where standard biases leave a part dead."""
     spec = FieldSpec(in_dim=d, width=384, init="spread")
     params = fresh(spec, 0)
-    for (weight, bias), (_, inn) in zip(params, spec.shapes, strict=True):
+    h = uniform(4000, d, seed=1) / 2  # the cube of side 1
+    for (weight, bias), (_, inn) in zip(params[:-1], spec.shapes, strict=False):
         assert_std(weight, math.sqrt(2.0 / inn))
-        assert bias.abs().max().item() <= 1.0 / math.sqrt(inn)
-    for (_, bias), (_, inn) in zip(params[:-1], spec.shapes, strict=False):  # the last layer has one bias only
-        assert bias.abs().max().item() > 0.97 / math.sqrt(inn)
-        assert_std(bias, 1.0 / math.sqrt(3 * inn))
-        assert abs(bias.mean().item()) < 5 / math.sqrt(3 * inn * len(bias))
-    assert params[-1].bias.any()
-    distances = params[0].bias.abs() / params[0].weight.norm(dim=-1)
-    assert distances.median() > 0.1
+        h = (h @ weight.T + bias).relu()
+        on = (h > 0).double().mean(0)
+        assert ((on == 0) | (on == 1)).double().mean() < 0.01  # but for kinks that only cut a corner off
+        assert 0.4 < on.mean() < 0.6
+    assert not params[-1].bias.any()
+    standard = fresh(FieldSpec(in_dim=d, width=384), 0)
+    h = uniform(4000, d, seed=1) / 2
+    for weight, bias in standard[:2]:
+        h = (h @ weight.T + bias).relu()
+    assert (h > 0).any(0).double().mean() < 0.99
 
 
 @both_dimensions

@@ -221,11 +221,13 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
     """Fresh parameters, shared by every task.
 
     Standard: for ReLU, Kaiming normal weights (He et al. 2015) and zero biases; for the sine, the rule of SIREN (Sitzmann et al. 2020,
-    section 3.2). Spread: Kaiming weights with biases uniform in +-1/sqrt(in), so that the first kinks do not all pass through the origin.
+    section 3.2). Spread: Kaiming weights, and biases that put the kink of each unit through a random point of the cube [-1/2, 1/2]^d, where
+    shapes live: no unit starts dead, or linear, all over it (with other biases a third may, and no gradient ever revives those).
     Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off.
     """
     layers = []
     last = len(spec.shapes) - 1
+    h = encode(torch.rand(4096, spec.in_dim, generator=generator, dtype=dtype) - 0.5, spec) if spec.init == "spread" else torch.empty(0)
     for index, (out, inn) in enumerate(spec.shapes):
         weight, bias = torch.empty(out, inn, dtype=dtype), torch.zeros(out, dtype=dtype)
         if spec.init == "geometric":
@@ -242,7 +244,9 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
             bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
         else:
             weight.normal_(0.0, math.sqrt(2.0 / inn), generator=generator)
-            if spec.init == "spread":
-                bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
+            if spec.init == "spread" and index < last:
+                z = h @ weight.mT
+                bias = -z[torch.randint(len(z), (out,), generator=generator), torch.arange(out)]
+                h = (z + bias).relu()
         layers.append(Layer(weight, bias))
     return tuple(layers)
