@@ -206,7 +206,7 @@ def prepare(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Only the first shapes of the split.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
-@click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "target", type=path_type, help="Also write the result to this file.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option

@@ -35,7 +35,7 @@ class GridErrors(NamedTuple):
 @torch.no_grad()
 def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
-    device: torch.device, batch: int = 50, steps: int | None = None, report: Report = lambda done, total: None,
+    device: torch.device, batch: int = 8, steps: int | None = None, report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
     """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point.
 
@@ -73,7 +73,7 @@ DEFINITION = {
 
 
 def evaluate(
-    prior: Prior, store: Store, *, split: str = "test", runs: int = 1, seed: int = 0, limit: int | None = None, batch: int = 50,
+    prior: Prior, store: Store, *, split: str = "test", runs: int = 1, seed: int = 0, limit: int | None = None, batch: int = 8,
     steps: int | None = None, device: torch.device | None = None, progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Every shape of a split, each run with its own draw of context points (seed, seed + 1, ...). The result is ready for JSON.
