@@ -139,6 +139,7 @@ VARIANTS: dict[str, Experiment] = {
     "paper": tiny(preset="paper"),
     "sine": tiny(field={"activation": "sine", "init": "standard", "w0": 10.0}, products="float32"),
     "annealed": tiny(order="anneal", anneal=1.0),
+    "adam": tiny(optimiser="adam"),
 }
 
 
@@ -609,13 +610,14 @@ def test_schedule() -> None:
 
 def test_learning_rates_follow_warmup_and_cosine(store: Store, tmp_path: Path) -> None:
     watch, groups = Watch(), []
-    ours = trainer(tmp_path / "run", store, tiny(lr=2e-3, lr_rates=3e-2, warmup=4), steps=20, watch=watch)
+    ours = trainer(tmp_path / "run", store, tiny(lr=2e-3, lr_muon=4e-2, lr_rates=3e-2, warmup=4), steps=20, watch=watch)
     watch.each = lambda: groups.append([group["lr"] for group in ours.optimiser.param_groups])
     ours.fit()
     factor = [min(1.0, (k + 1) / 4) * 0.5 * (1 + math.cos(math.pi * k / 20)) for k in range(20)]
-    assert [theta for theta, _ in groups] == pytest.approx([2e-3 * f for f in factor])
-    assert [rates for _, rates in groups] == pytest.approx([3e-2 * f for f in factor])
-    assert [row["lr"] for row in watch.rows] == [theta for theta, _ in groups]
+    assert [theta for theta, _, _ in groups] == pytest.approx([2e-3 * f for f in factor])
+    assert [hidden for _, hidden, _ in groups] == pytest.approx([4e-2 * f for f in factor])
+    assert [rates for _, _, rates in groups] == pytest.approx([3e-2 * f for f in factor])
+    assert [row["lr"] for row in watch.rows] == [theta for theta, _, _ in groups]
     assert groups[-1][0] < 0.01 * 2e-3
 
 
@@ -635,11 +637,13 @@ def test_the_paper_trains_all_parameters_by_adam_at_one_rate(store: Store, tmp_p
 
 
 def test_each_parameter_is_in_one_group(store: Store, tmp_path: Path) -> None:
-    ours = trainer(tmp_path, store, tiny(lr_rates=0.5))
-    theta, rates = ours.optimiser.param_groups
-    assert {id(p) for p in theta["params"]} == {id(t) for layer in ours.model.theta for t in layer}  # type: ignore[union-attr]
+    ours = trainer(tmp_path, store, tiny(lr=2e-3, lr_muon=0.25, lr_rates=0.5))
+    theta, hidden, rates = ours.optimiser.param_groups
+    middle = ours.model.theta[1].weight  # type: ignore[union-attr]
+    assert [id(p) for p in hidden["params"]] == [id(middle)] and hidden["orthogonal"]
+    assert {id(p) for p in theta["params"]} == {id(t) for layer in ours.model.theta for t in layer} - {id(middle)}  # type: ignore[union-attr]
     assert {id(p) for p in rates["params"]} == {id(p) for p in ours.model.rates.parameters()}  # type: ignore[union-attr]
-    assert (theta["base_lr"], rates["base_lr"]) == (1e-3, 0.5)
+    assert [group["base_lr"] for group in (theta, hidden, rates)] == [2e-3, 0.25, 0.5]
 
 
 def test_the_whole_gradient_is_clipped(store: Store, tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ from metasdf.experiments import Experiment, to_dict
 from metasdf.fields import field
 from metasdf.heads import Distance, Head
 from metasdf.memory import GIB, available_bytes, model_bytes, saved_bytes
+from metasdf.optim import Muon
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
 
+MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -93,7 +95,7 @@ class Trainer:
         self.head = Distance(e.outer_norm)
         self.products = PRODUCTS[e.train.products]
         self._set_products(self.products)
-        self.optimiser = torch.optim.Adam(_parameter_groups(self.model, e), lr=e.train.lr)
+        self.optimiser = (Muon if e.train.optimiser == "muon" else torch.optim.Adam)(_parameter_groups(self.model, e), lr=e.train.lr)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()} if e.train.ema else None
         self.step = 0
         self.bad_steps = 0  # in a row
@@ -280,7 +282,9 @@ class Trainer:
             names = [name for name, _ in self.model.named_parameters()]
             expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in names if self.ema is not None}
             if any(name.startswith("optimiser.") for name in tensors):  # none before the first step
-                expected |= {f"optimiser.{i}.{key}" for i in range(len(names)) for key in ("step", "exp_avg", "exp_avg_sq")}
+                kinds = [group.get("orthogonal", False) for group in self.optimiser.param_groups for _ in group["params"]]
+                states = {True: ("step", "momentum"), False: ("step", "exp_avg", "exp_avg_sq")}
+                expected |= {f"optimiser.{i}.{key}" for i, kind in enumerate(kinds) for key in states[kind]}
             if tensors.keys() != expected:
                 raise ValueError(f"missing or unknown: {', '.join(sorted(tensors.keys() ^ expected)[:5])}")
             self._assign({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
@@ -375,10 +379,16 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[str, Any]]:
+    """Rates, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
     t = experiment.train
-    rates = [p for name, p in model.named_parameters() if name.startswith("rates.")]
-    others = [p for name, p in model.named_parameters() if not name.startswith("rates.")]
-    groups = [{"params": others, "base_lr": t.lr}, {"params": rates, "base_lr": t.lr if t.lr_rates is None else t.lr_rates}]
+    rates = {name: p for name, p in model.named_parameters() if name.startswith("rates.")}
+    others = {name: p for name, p in model.named_parameters() if name not in rates}
+    hidden = {name: p for name, p in others.items() if t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in others.items() if name not in hidden], "base_lr": t.lr},
+        {"params": list(hidden.values()), "base_lr": t.lr_muon, "orthogonal": True},
+        {"params": list(rates.values()), "base_lr": t.lr if t.lr_rates is None else t.lr_rates},
+    ]
     return [group for group in groups if group["params"]]
 
 
