@@ -3,32 +3,37 @@
     python benchmarks/recipe.py NAME --data DATA [--shapes 4800] [--set train.batch=4 ...]
 
 Writes results/recipes/NAME.json: the command, the settings that differ from preset `cpu`, validation errors, the loss on the way, CPU seconds,
-the share of hidden units that ended dead. Every recipe sees equally many shapes (so that a step of 8 shapes counts half of one of 16), decays its
-learning rates to the end, and is judged with its averaged weights on the same validation shapes.
+the share of hidden units that ended dead. Every recipe sees equally many shapes (a step of 8 shapes counts half of one of 16), decays its learning
+rates to the end, and is judged with its averaged weights on the same validation shapes.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
+from common import SIZE, say, set_up, shared_options, write
 
-from metasdf.checkpoint import plain
+from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.store import Store
 from metasdf.experiments import EXPERIMENTS, experiment, override
 from metasdf.fields import FieldSpec, Params, encode
-from metasdf.memory import keep_freed_memory
 from metasdf.prior import load
-from metasdf.provenance import commit, hardware
 from metasdf.train import Limit, Trainer
 
 RECIPES = Path(__file__).resolve().parents[1] / "results" / "recipes"
+DEFINITION = {
+    "val_mse": "mean over shapes of the mean over grid points of (sdf - truth)^2, validation split, field units; val_mae likewise of |sdf - truth|",
+    "dead_units": "share of each hidden layer's units of theta that are off everywhere in the cube of side 1; null where units are no ReLUs",
+    "loss_by_tenths": "training loss, means over each tenth of the steps",
+    "cpu_seconds": "processor time of the training and the one validation at its end",
+}
 
 
 class Losses:
@@ -38,7 +43,7 @@ class Losses:
         self.losses: list[float] = []
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr)
+        say(text)
 
     def step(self, row: dict[str, float]) -> None:
         self.losses.append(row["loss"])
@@ -62,38 +67,42 @@ def dead_units(theta: Params, spec: FieldSpec) -> list[float]:
 @click.argument("name")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--experiment", "which", type=click.Choice(list(EXPERIMENTS)), default="mnist-dense", show_default=True)
-@click.option("--shapes", default=4800, show_default=True, help="Shapes seen in training.")
-@click.option("--init", type=str, help="Prior to begin from.")
+@click.option("--shapes", type=SIZE, default=4800, show_default=True, help="Shapes seen in training.")
+@click.option("--init", help="Prior to begin from.")
 @click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="A field that differs from preset cpu.")
-@click.option("--threads", default=1, show_default=True)
-@click.option("--validation", default=200, show_default=True, help="Validation shapes.")
-def main(name: str, data: Path, which: str, shapes: int, init: str | None, sets: tuple[str, ...], threads: int, validation: int) -> None:
-    keep_freed_memory()
-    torch.set_num_threads(threads)
+@click.option("--validation", type=SIZE, default=200, show_default=True, help="Validation shapes.")
+@shared_options
+def main(
+    name: str, data: Path, which: str, shapes: int, init: str | None, sets: tuple[str, ...], validation: int,
+    out: Path | None, quick: bool, threads: int,
+) -> None:  # fmt: skip
+    set_up(True, threads)
     e = experiment(which)
     for item in sets:
         e = override(e, *item.split("=", 1))
+    if quick:
+        e, shapes, validation = replace(e, n_context=32, n_query=32, n_test=32, field=replace(e.field, width=16)), 20, 2
     watch = Losses()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            e, Store.open(data), Path(folder), Limit(None, shapes // e.train.batch), watch, torch.device("cpu"), init=load(init) if init else None,
-            pictures=False, validate_seconds=1e9, checkpoint_seconds=1e9, validation_shapes=validation,
+            e, Store.open(data), Path(folder), Limit(None, max(1, shapes // e.train.batch)), watch, torch.device("cpu"),
+            init=load(init) if init else None, pictures=False, validate_seconds=1e9, checkpoint_seconds=1e9, validation_shapes=validation,
         )  # fmt: skip
         start = time.process_time()
         row = trainer.fit()
         seconds = time.process_time() - start
     tenth = max(1, len(watch.losses) // 10)
-    result = {
-        "recipe": name, "command": "python benchmarks/recipe.py " + shlex.join(sys.argv[1:]), "experiment": which, "settings": list(sets),
-        "init": init, "shapes": shapes, "steps": trainer.step, "seed": e.train.seed,
-        "val_mse": row["val_mse"], "val_mae": row["val_mae"], "val_n": row["val_n"],
-        "cpu_seconds": round(seconds, 1), "dead_units": dead_units(trainer.model.theta, e.field) if e.field.activation == "relu" else None,
-        "loss_by_tenths": [sum(watch.losses[i : i + tenth]) / tenth for i in range(0, tenth * 10, tenth)],
-        "commit": commit(), "hardware": hardware(torch.device("cpu")),
+    parts = [watch.losses[i : i + tenth] for i in range(0, len(watch.losses), tenth)][:10]
+    theta = trainer.model.theta if isinstance(trainer.model, MetaSDF) and e.field.activation == "relu" else None
+    results = {
+        "recipe": name, "command": "python benchmarks/recipe.py " + shlex.join(sys.argv[1:]), "steps": trainer.step, "seed": e.train.seed,
+        "val_mse": row["val_mse"], "val_mae": row["val_mae"], "val_n": int(row["val_n"]), "cpu_seconds": round(seconds, 1),
+        "dead_units": None if theta is None else dead_units(theta, e.field),
+        "loss_by_tenths": [sum(part) / len(part) for part in parts],
     }  # fmt: skip
-    RECIPES.mkdir(parents=True, exist_ok=True)
-    (RECIPES / f"{name}.json").write_text(json.dumps(plain(result), indent=1) + "\n")
-    print(f"{name}: validation MSE {row['val_mse']:.3e}, MAE {row['val_mae']:.3e}, n {row['val_n']:.0f}; {seconds:.0f} CPU s")
+    settings = {"experiment": which, "set": list(sets), "init": init or "fresh", "shapes": shapes, "validation": validation, "quick": quick}
+    write(out or RECIPES / f"{name}.json", "recipe", settings, results, DEFINITION)
+    click.echo(f"{name}: validation MSE {row['val_mse']:.3e}, MAE {row['val_mae']:.3e}, n {row['val_n']:.0f}; {seconds:.0f} CPU s")
 
 
 if __name__ == "__main__":

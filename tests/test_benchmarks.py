@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from test_train import write_circles
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 
@@ -95,3 +96,21 @@ def test_fit(tmp_path: Path) -> None:
         ours, theirs = (contexts[f"{form}, batches of 2"] for form in ("ours", "straightforward"))
         assert ours["mse"] == pytest.approx(theirs["mse"], rel=1e-3)
         assert 0 < theirs["mse"] < 1e-3  # a fitted digit: the two halves of the benchmark speak of the same shapes
+
+
+def test_recipe(tmp_path: Path) -> None:
+    data = write_circles(tmp_path / "circles").path
+    result, printed = quick("recipe", tmp_path / "out.json", "tried", "--data", str(data), "--set", "train.batch=4")
+    assert result["recipe"] == "tried" and "--set train.batch=4" in result["command"] and result["steps"] == 5
+    assert len(result["dead_units"]) == 3 and len(result["loss_by_tenths"]) == 5
+    assert f"{result['val_mse']:.3e}" in printed
+
+
+def test_time_to_accuracy(tmp_path: Path) -> None:
+    data, figure = write_circles(tmp_path / "circles").path, tmp_path / "time.png"
+    result, printed = quick("time_to_accuracy", tmp_path / "out.json", "--data", str(data), "--figure", str(figure), "--minutes", "0.05")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    curves = result["curves"]
+    assert list(curves) == ["straightforward", "ours", "ours, a tenth"] and all(name in printed for name in curves)
+    assert all(curve == sorted(curve) for curve in curves.values())
+    assert curves["ours, a tenth"][-1][0] < curves["ours"][-1][0]
