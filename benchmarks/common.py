@@ -106,6 +106,7 @@ def fresh(function: Callable[..., T], *args: Any, keep: bool = True) -> T:
 
 def set_up(keep: bool, threads: int) -> None:
     """Threads (0: as torch likes), and freed memory kept or returned to the system."""
+    torch.set_flush_denormal(True)  # as every command of metasdf does
     if threads:
         torch.set_num_threads(threads)
     if keep:

@@ -41,12 +41,13 @@ def cli() -> None:
 
 def _start(threads: int | None = None) -> None:
     """What every command that computes does first."""
+    import torch
+
     from metasdf.memory import keep_freed_memory
 
+    torch.set_flush_denormal(True)  # moments of units that stay off decay to denormal numbers, which processors compute many times slower
     keep_freed_memory()
     if threads:
-        import torch
-
         torch.set_num_threads(threads)
 
 
