@@ -35,11 +35,12 @@ class GridErrors(NamedTuple):
 @torch.no_grad()
 def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
-    device: torch.device, batch: int = 8, steps: int | None = None, report: Report = lambda done, total: None,
+    device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True, report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
     """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point.
 
     A shape whose fitted field is not finite counts as failed; the means are then over the others, and `failed` says so.
+    every_step=False judges the last step alone, at a fraction of the time.
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
     grid = torch.from_numpy(loader.shapes.grid).to(device)
@@ -50,7 +51,7 @@ def grid_errors(
         truth = torch.from_numpy(np.stack([loader.shapes[int(i)].s for i in part])).to(device)
         x = grid.expand(len(part), -1, -1)
         errors = []
-        for params in trajectory(model, context, steps=steps):
+        for params in trajectory(model, context, steps=steps)[0 if every_step else -1 :]:
             s = head.to_sdf(field(params, x, model.spec))
             e = (s - truth).double()
             errors.append(torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100)))

@@ -215,7 +215,7 @@ class Trainer:
         with self.averaged():
             errors = grid_errors(
                 self.model, self.head, self.store, indices=self.store.splits[split][: self.validation_shapes], rule=self.experiment.context,
-                n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device,
+                n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device, every_step=False,
             )  # fmt: skip
             if self.pictures:
                 from metasdf.report import draw_steps
