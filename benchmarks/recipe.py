@@ -95,7 +95,7 @@ def main(
     parts = [watch.losses[i : i + tenth] for i in range(0, len(watch.losses), tenth)][:10]
     theta = trainer.model.theta if isinstance(trainer.model, MetaSDF) and e.field.activation == "relu" else None
     results = {
-        "recipe": name, "command": "python benchmarks/recipe.py " + shlex.join(sys.argv[1:]), "steps": trainer.step, "seed": e.train.seed,
+        "recipe": name, "command": "python benchmarks/recipe.py " + shlex.join("DATA" if arg == str(data) else arg for arg in sys.argv[1:]), "steps": trainer.step, "seed": e.train.seed,
         "val_mse": row["val_mse"], "val_mae": row["val_mae"], "val_n": int(row["val_n"]), "cpu_seconds": round(seconds, 1),
         "dead_units": None if theta is None else dead_units(theta, e.field),
         "loss_by_tenths": [sum(part) / len(part) for part in parts],

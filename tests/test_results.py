@@ -41,3 +41,18 @@ def test_shipped_priors_are_small_and_carry_the_measured_numbers(name: str) -> N
     r = json.loads((REPOSITORY / "results" / f"{name}.json").read_text())
     assert card["metrics"]["mse"] == r["metrics"]["mse"] and card["metrics"]["n"] == r["n"]
     assert card["data"]["licence"] and card["training"]["commit"] not in ("", "unknown")
+
+
+RECIPES = sorted((REPOSITORY / "results" / "recipes").glob("*.json"))
+
+
+def recipe_row(name: str) -> str:
+    """A recipe's line of the table in docs/performance.md, from its result file."""
+    r = json.loads((REPOSITORY / "results" / "recipes" / f"{name}.json").read_text())
+    changes = ", ".join(f"`{change}`" for change in r["settings"]["set"]) or "-"
+    return f"| {name} | {changes} | {r['steps']:,} | {r['val_mse'] * 1e6:.1f} | {r['val_mae'] * 1e3:.2f} | {r['cpu_seconds']:.0f} |"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES])
+def test_the_docs_quote_the_recipes(name: str) -> None:
+    assert recipe_row(name) in (REPOSITORY / "docs" / "performance.md").read_text()
