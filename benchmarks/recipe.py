@@ -94,8 +94,9 @@ def main(
     tenth = max(1, len(watch.losses) // 10)
     parts = [watch.losses[i : i + tenth] for i in range(0, len(watch.losses), tenth)][:10]
     theta = trainer.model.theta if isinstance(trainer.model, MetaSDF) and e.field.activation == "relu" else None
+    typed = shlex.join("DATA" if argument == str(data) else argument for argument in sys.argv[1:])
     results = {
-        "recipe": name, "command": "python benchmarks/recipe.py " + shlex.join("DATA" if arg == str(data) else arg for arg in sys.argv[1:]), "steps": trainer.step, "seed": e.train.seed,
+        "recipe": name, "command": f"python benchmarks/recipe.py {typed}", "steps": trainer.step, "seed": e.train.seed,
         "val_mse": row["val_mse"], "val_mae": row["val_mae"], "val_n": int(row["val_n"]), "cpu_seconds": round(seconds, 1),
         "dead_units": None if theta is None else dead_units(theta, e.field),
         "loss_by_tenths": [sum(part) / len(part) for part in parts],
