@@ -46,6 +46,7 @@ def _start(threads: int | None = None) -> None:
     from metasdf.memory import keep_freed_memory
 
     torch.set_flush_denormal(True)  # moments of units that stay off decay to denormal numbers, which processors compute many times slower
+    click.get_current_context().call_on_close(lambda: torch.set_flush_denormal(False))  # the process may not be ours alone
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
