@@ -67,6 +67,8 @@ OVERRIDES = [
     ("train.lr_rates", "none", None),
     ("train.clip", "None", None),
     ("train.batch", "5", 5),
+    ("train.split", "3", 3),
+    ("train.split", "none", None),
     ("train.schedule", "constant", "constant"),
     ("train.order", "anneal", "anneal"),
     ("field.width", "16", 16),
@@ -137,7 +139,8 @@ def test_allowed_values_are_named(path: str, says: str) -> None:
 @pytest.mark.parametrize(
     "setting",
     ["train.batch=0", "train.epochs=0", "train.lr=0", "train.lr=nan", "train.lr=1e39", "train.lr=-1", "train.lr_rates=inf", "train.ema=1",
-     "train.clip=0", "train.seed=-1", "train.warmup=-1", "train.anneal=2", "n_context=0", "n_query=-1", "n_test=0", "field.width=0", "inner.steps=0"],
+     "train.clip=0", "train.seed=-1", "train.warmup=-1", "train.anneal=2", "n_context=0", "n_query=-1", "n_test=0", "field.width=0", "inner.steps=0",
+     "train.split=0"],
 )  # fmt: skip
 def test_values_without_sense_are_refused(setting: str) -> None:
     path, _, text = setting.partition("=")
@@ -166,7 +169,7 @@ TRAIN = st.builds(
     TrainConfig,
     batch=st.integers(1, 1000), lr=st.floats(1e-9, 1000), lr_rates=st.none() | st.floats(0, 1000), schedule=st.sampled_from(["constant", "cosine"]),
     warmup=st.integers(0, 1000), clip=st.none() | st.floats(1e-9), ema=st.floats(0, 1, exclude_max=True), order=st.sampled_from(["second", "first"]),
-    epochs=st.integers(1, 10**6), seed=st.integers(0, 2**60),
+    epochs=st.integers(1, 10**6), split=st.none() | st.integers(1, 1000), seed=st.integers(0, 2**60),
 )  # fmt: skip
 
 

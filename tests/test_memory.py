@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from metasdf.conditioning.inner_loop import InnerLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec
 from metasdf.heads import Distance
-from metasdf.memory import available_bytes, keep_freed_memory, model_bytes, saved_bytes
+from metasdf.memory import GIB, available_bytes, choose, keep_freed_memory, model_bytes, saved_bytes, task_bytes
 from metasdf.tasks import Observations, TaskBatch
 from metasdf.train import meta_loss
 
@@ -125,3 +127,127 @@ def test_available_bytes() -> None:
 
 def test_available_bytes_of_an_unknown_device() -> None:
     assert available_bytes(torch.device("meta")) is None
+
+
+# -- a limit smaller than the machine ------------------------------------------------------------------------------------------------------
+
+FREE = 8 * GIB
+
+
+def machine(root: Path, groups: str, files: dict[str, object]) -> Path:
+    """A file system as Linux shows it: 8 GiB free, the process in these control groups, and what stands in them."""
+    for name, text in {"proc/meminfo": f"MemTotal: 99 kB\nMemAvailable: {FREE // 1024} kB\n", "proc/self/cgroup": groups, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n" if text != "" else "")
+    return root
+
+
+def group(folder: str, limit: object, used: int, files: int = 0, *, version: int = 2) -> dict[str, object]:
+    names = {2: ("memory.max", "memory.current", "inactive_file"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+    a, b, c = names[version]
+    base = f"sys/fs/cgroup/{folder}".rstrip("/")
+    return {f"{base}/{a}": limit, f"{base}/{b}": used, f"{base}/memory.stat": f"anon 5\n{c} {files}"}
+
+
+V1, V2 = "12:cpu,cpuacct:/job\n4:memory:/job/step\n0::/init", "0::/job/step"
+LIMITS: dict[str, tuple[str, dict[str, object], int]] = {
+    "no control groups": ("", {}, FREE),
+    "no limit": (V2, group("job/step", "max", GIB), FREE),
+    "a limit": (V2, group("job/step", 4 * GIB, GIB), 3 * GIB),
+    "a limit above": (V2, group("job", 4 * GIB, GIB) | group("job/step", "max", GIB), 3 * GIB),
+    "the lowest of two": (V2, group("job", 4 * GIB, GIB) | group("job/step", 3 * GIB, GIB), 2 * GIB),
+    "more than the machine has": (V2, group("job/step", 400 * GIB, GIB), FREE),
+    "files in the cache are free": (V2, group("job/step", 4 * GIB, 3 * GIB, files=2 * GIB), 3 * GIB),
+    "nothing left": (V2, group("job/step", GIB, GIB + 5), 0),
+    "in a container": ("0::/", group("", 2 * GIB, GIB), GIB),
+    "in a container that sees the path outside": ("0::/host/path", group("", 2 * GIB, GIB), GIB),
+    "version 1": (V1, group("memory/job/step", 4 * GIB, 2 * GIB, files=GIB, version=1), 3 * GIB),
+    "version 1, no limit": (V1, group("memory/job/step", 0x7FFFFFFFFFFFF000, GIB, version=1), FREE),
+    "version 1, of other things": ("3:cpu:/job", group("memory/job", GIB, 0, version=1), FREE),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits_of_control_groups(tmp_path: Path, case: str) -> None:
+    groups, files, free = LIMITS[case]
+    assert available_bytes(torch.device("cpu"), root=machine(tmp_path, groups, files)) == free
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert available_bytes(torch.device("cpu"), root=tmp_path) is None
+    (machine(tmp_path, "", {}) / "proc/meminfo").write_text("MemTotal: 5 kB")
+    assert available_bytes(torch.device("cpu"), root=tmp_path) is None
+
+
+# -- what fits, at the least cost ----------------------------------------------------------------------------------------------------------
+
+NEEDS = {False: 10.0, True: 4.0}
+CHOICES: dict[str, tuple[dict[str, Any], tuple[int, bool] | None]] = {
+    "all at once": ({"free": 1000}, (16, False)),
+    "all at once, if just so": ({"free": 160}, (16, False)),
+    "two groups": ({"free": 159}, (8, False)),
+    "even groups rather than full ones": ({"free": 70}, (6, False)),  # 6 + 6 + 4, not 7 + 7 + 2
+    "what is fixed counts": ({"free": 160, "fixed": 1}, (8, False)),
+    "few groups before computing twice": ({"free": 64}, (6, False)),
+    "computing twice before many groups": ({"free": 19}, (4, True)),  # 4 groups with it, 16 without
+    "computing twice as the last way": ({"free": 9}, (2, True)),
+    "one at a time": ({"free": 4}, (1, True)),
+    "nothing": ({"free": 3}, None),
+    "no checkpointing there": ({"free": 20, "needs": {False: 10.0}}, (2, False)),
+    "no checkpointing there, nothing": ({"free": 9, "needs": {False: 10.0}}, None),
+    "checkpointing that gives nothing": ({"free": 20, "needs": {False: 10.0, True: 10.0}}, (2, False)),
+    "a split that is asked for": ({"free": 1000, "split": 3}, (3, False)),
+    "a split that fits when computed twice": ({"free": 20, "split": 5}, (5, True)),
+    "a split that does not fit": ({"free": 20, "split": 6}, None),
+    "a split larger than the batch": ({"free": 1000, "split": 99}, (16, False)),
+    "unknown memory": ({"free": float("inf")}, (16, False)),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choose(case: str) -> None:
+    settings, expected = CHOICES[case]
+    settings = {"needs": NEEDS, "fixed": 0, **settings}
+    found = choose(16, **settings)
+    assert (found[:2] if found else None) == expected
+    if found:
+        assert found.need == settings["fixed"] + found.at_once * settings["needs"][found.checkpoint] <= settings["free"]
+
+
+def peak(step: Callable[[], object], path: Path) -> int:
+    """The most bytes that a step holds at once on the CPU, as torch's profiler counts them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    profile.export_chrome_trace(str(path))
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("gradient", ["fused", "explicit"])
+@pytest.mark.parametrize(("steps", "order"), [(1, 1.0), (5, 1.0), (5, 0.0)])
+def test_the_need_of_a_task_bounds_the_peak(tmp_path: Path, gradient: Any, steps: int, order: float) -> None:
+    tasks = 3
+    model = MetaSDF(FieldSpec(width=64, hidden_layers=2), InnerLoopConfig(steps=steps, gradient=gradient))
+    observed = Observations(torch.rand(tasks, 300, 2) - 0.5, torch.rand(tasks, 300, 1) - 0.5)
+    batch = TaskBatch(torch.arange(tasks), observed, observed)
+    one = TaskBatch(batch.task[:1], *(Observations(o.x[:1], o.y[:1]) for o in batch[1:]))
+    needs = task_bytes(model, lambda: meta_loss(model, Distance(), one), first_order=not order)
+    assert (model.config, model.second_order) == (InnerLoopConfig(steps=steps, gradient=gradient), 1.0)  # as it was
+    model.second_order = order
+    for checkpoint, need in needs.items():
+        model.config = InnerLoopConfig(steps=steps, gradient=gradient, checkpoint=checkpoint)
+        model.zero_grad()
+        measured = (peak(lambda: meta_loss(model, Distance(), batch).backward(), tmp_path / "trace.json") - model_bytes(model.parameters())) / tasks
+        assert measured <= need < 2.2 * measured
+    assert needs[True] < needs[False] if order and steps > 1 else needs[True] >= 0.9 * needs[False]
+
+
+def test_other_conditioners_have_no_inner_steps_to_compute_twice() -> None:
+    from metasdf.conditioning.base import Conditioner
+
+    x = torch.rand(N, requires_grad=True)
+    assert task_bytes(Conditioner(), lambda: x.exp().sum()) == {False: 1.5 * FLOAT * N}

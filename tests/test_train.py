@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +23,24 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor
+from torch import Tensor, nn
 
 from metasdf import train as training
 from metasdf.checkpoint import load_state, save_state
 from metasdf.cli import cli
+from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.metasdf import MetaSDF
+from metasdf.data import loader
 from metasdf.data.store import Store, StoreWriter
 from metasdf.errors import CheckpointError, MetaSDFError, TrainingError, UsageError
 from metasdf.experiments import Experiment, experiment
-from metasdf.fields import FieldSpec, Layer, Params, field
+from metasdf.fields import FieldSpec, Layer, Params, field, initialise
 from metasdf.geometry.image import pixel_grid
 from metasdf.heads import Distance
+from metasdf.memory import model_bytes, task_bytes
 from metasdf.prior import load
-from metasdf.tasks import Observations, TaskBatch
-from metasdf.train import Limit, Trainer, meta_loss, schedule
+from metasdf.tasks import Draw, Observations, TaskBatch
+from metasdf.train import Limit, Trainer, meta_gradient, meta_loss, schedule
 
 CPU = torch.device("cpu")
 SIDE, TRAIN_SHAPES, BATCH = 12, 8, 4
@@ -87,7 +92,7 @@ def tiny(rule: str = "dense", *, preset: str = "cpu", field: dict[str, Any] | No
     e = experiment(f"mnist-{rule}", preset=preset)
     return replace(
         e, n_context=30, n_query=30, n_test=30,
-        field=replace(e.field, width=16, hidden_layers=1, **(field or {})),
+        field=replace(e.field, **{"width": 16, "hidden_layers": 1, **(field or {})}),
         inner=replace(e.inner, steps=2),
         train=replace(e.train, **{"batch": BATCH, "warmup": 2, "ema": 0.9, **train} if preset == "cpu" else {"batch": BATCH, **train}),
     )  # fmt: skip
@@ -95,6 +100,39 @@ def tiny(rule: str = "dense", *, preset: str = "cpu", field: dict[str, Any] | No
 
 def trainer(run: Path, store: Store, e: Experiment | None = None, *, steps: int = STEPS, watch: Watch | None = None, **options: Any) -> Trainer:
     return Trainer(e or tiny(), store, run, Limit(None, steps), watch or Watch(), **{"device": CPU, "pictures": False, **options})
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Stores, fields and training in float64, where sums in another order give the same numbers even after steps that amplify rounding."""
+
+    def stack(tasks: list[int], draws: list[Draw]) -> TaskBatch:
+        return _double(real_stack(tasks, draws))
+
+    def build(*arguments: Any, **options: Any) -> Conditioner:
+        return real_build(*arguments, **options).double()
+
+    real_stack, real_build = loader.stack, training.build_conditioner
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "stack", stack)
+        patch.setattr(loader, "pixel_grid", lambda side: pixel_grid(side).astype(np.float64))
+        patch.setattr(training, "build_conditioner", build)
+        yield
+
+
+def _double(batch: TaskBatch) -> TaskBatch:
+    return TaskBatch(batch.task, *(Observations(o.x.double(), o.y.double()) for o in batch[1:]))
+
+
+def assert_same_training(ours: Path, theirs: Path) -> None:
+    """To the rounding of float64, amplified by a few steps of Muon (by some hundreds each, where a gradient hardly has a direction)."""
+    a, b = tensors_of(ours), tensors_of(theirs)
+    assert a.keys() == b.keys()
+    for name, t in a.items():
+        torch.testing.assert_close(t, b[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    assert state_of(ours)["step"] == state_of(theirs)["step"]
+    mine, yours = lines_of(ours)[-1], lines_of(theirs)[-1]
+    assert all(mine[key] == pytest.approx(yours[key], rel=1e-7) for key in ("step", "val_mse", "val_mae", "val_n", "lr"))
 
 
 def tensors_of(run: Path) -> dict[str, Tensor]:
@@ -220,7 +258,7 @@ def test_the_command_typed_again_after_sigkill(store: Store, tmp_path: Path) -> 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_sigterm_saves_and_says_so(store: Store, tmp_path: Path) -> None:
     """From outside, in the middle of a real process."""
-    child = process("-m", "metasdf", *command(store, tmp_path / "run"), "--set", "train.epochs=1000000")
+    child = process("-m", "metasdf", *command(store, tmp_path / "run"), "--epochs", "1000000")
     assert child.stderr is not None
     try:
         for line in child.stderr:
@@ -268,6 +306,17 @@ def test_a_second_ctrl_c_stops_at_once(store: Store, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "run", store, watch=Watch(step3=twice)).fit()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_sigterm_is_the_first_one_again(store: Store, tmp_path: Path) -> None:
+    """A scheduler and torchrun may both send one: what is being saved must not be interrupted."""
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    ours = trainer(tmp_path / "run", store, watch=Watch(step3=twice))
+    assert ours.fit() == {} and ours.stop_signal == signal.SIGTERM and state_of(tmp_path / "run")["step"] == 3
 
 
 def test_a_signal_during_the_last_validation_loses_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,8 +588,7 @@ def double(ours: Trainer) -> tuple[MetaSDF, TaskBatch]:
     """Model and first batch in float64, without the rounding of bfloat16."""
     assert isinstance(ours.model, MetaSDF)
     ours.model.products = None
-    batch = ours.loader.batch(0)
-    return ours.model.double(), TaskBatch(batch.task, *(Observations(o.x.double(), o.y.double()) for o in batch[1:]))
+    return ours.model.double(), _double(ours.loader.batch(0))
 
 
 @pytest.mark.parametrize("norm", ["l1", "squared"])
@@ -572,6 +620,67 @@ def test_gradients_of_tasks_add_up(store: Store, tmp_path: Path) -> None:
         (meta_loss(model, Distance(), one) / BATCH).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-9, atol=1e-12)
+
+
+class Codes(Conditioner):
+    """An auto-decoder in small: parameters from a code that each task owns, and a penalty on the codes."""
+
+    def __init__(self, spec: FieldSpec, tasks: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.spec, self.shared = spec, initialise(spec, generator=generator)
+        self.codes = nn.Parameter(torch.randn(tasks, spec.shapes[0][0], generator=generator))
+        self.weights = nn.ParameterList([nn.Parameter(layer.weight) for layer in self.shared])
+
+    def training_params(self, batch: TaskBatch) -> tuple[Params, Tensor]:
+        z = self.codes[batch.task]
+        first, *others = (Layer(w, layer.bias.to(w)) for w, layer in zip(self.weights, self.shared, strict=True))
+        return (Layer(first.weight, first.bias + z), *others), 0.1 * z.square().sum(-1).mean()
+
+
+@pytest.mark.parametrize("method", ["metasdf", "codes"])
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 5, 9])
+def test_a_split_batch_gives_the_same_loss_and_gradient(store: Store, tmp_path: Path, method: str, at_once: int | None) -> None:
+    """Five tasks, in uneven groups too; and in two parts that know of each other only by `of`."""
+    model, batch = double(trainer(tmp_path, store, tiny(batch=5)))
+    head = Distance("l1")
+    conditioner = model if method == "metasdf" else Codes(model.spec, TRAIN_SHAPES).double()
+    loss = meta_loss(conditioner, head, batch)
+    loss.backward()
+    whole = {name: p.grad.clone() for name, p in conditioner.named_parameters() if p.grad is not None}
+    assert whole.keys() == {name for name, _ in conditioner.named_parameters()}
+    for parts in ([(0, 5)], [(0, 3), (3, 5)]):
+        conditioner.zero_grad()
+        found = [meta_gradient(conditioner, head, training._part(batch, *part), at_once=at_once, of=5) for part in parts]
+        assert sum(found).item() == pytest.approx(loss.item(), rel=1e-12) and not any(t.requires_grad for t in found)
+        for name, p in conditioner.named_parameters():
+            torch.testing.assert_close(p.grad, whole[name], rtol=1e-12, atol=1e-12 * float(whole[name].abs().max()))
+
+
+def test_only_one_group_is_in_memory(store: Store, tmp_path: Path) -> None:
+    """What autograd keeps of a group is gone before the next one begins."""
+    model, batch = double(trainer(tmp_path, store, tiny(batch=6)))
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor.detach()
+
+    def peak(at_once: int) -> int:
+        alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+        most = 0
+
+        def pack(tensor: Tensor) -> Kept:
+            nonlocal most
+            kept = Kept(tensor)
+            alive.add(kept)
+            most = max(most, sum(k.tensor.nbytes for k in alive))
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            meta_gradient(model, Distance(), batch, at_once=at_once)
+        return most
+
+    assert peak(1) < 0.25 * peak(6) and peak(2) < 0.45 * peak(6)
 
 
 def test_first_order_is_the_gradient_at_the_adapted_parameters(store: Store, tmp_path: Path) -> None:
@@ -779,9 +888,79 @@ def test_too_little_memory(store: Store, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(TrainingError, match="a training step needs about") as caught:
         trainer(tmp_path / "run", store).fit()
     assert caught.value.exit_code == 1 and caught.value.where == "cpu"
-    assert "inner.checkpoint=true" in caught.value.fix and "train.batch=N" in caught.value.fix
+    assert caught.value.fix == "fewer points: --set n_context=N --set n_query=N"
+    with pytest.raises(TrainingError) as caught:
+        trainer(tmp_path / "run", store, tiny(split=2)).fit()
+    assert "even for 2 at a time" in caught.value.what and "leave train.split" in caught.value.fix
     monkeypatch.undo()
-    trainer(tmp_path / "run", store, tiny(batch=2), steps=1).fit()  # as it was advised, in the same folder
+    trainer(tmp_path / "run", store, replace(tiny(), n_context=10), steps=1).fit()  # as it was advised, in the same folder
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, ours: Trainer, *, tasks: float, checkpoint: bool = False) -> None:
+    """Free memory for that many tasks at a time, a little more than that."""
+    one = training._part(ours.loader.batch(0), 0, 1)
+    needs = task_bytes(ours.model, lambda: meta_loss(ours.model, ours.head, one, products=ours.products))
+    free = 5 * model_bytes(ours.model.parameters()) + (tasks + 0.1) * needs[checkpoint]
+    monkeypatch.setattr(training, "available_bytes", lambda device: int(free / 0.9))
+
+
+WIDE = tiny(field={"width": 64, "hidden_layers": 2}, batch=8, products="float32", schedule="constant")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "at_once", "says"), [(8, 8, None), (7, 4, "; so 4 at a time: about"), (3, 3, "; so 3 at a time: about"), (2, 2, "; so 2 at a time")]
+)
+def test_what_fits_is_chosen_and_said(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, at_once: int, says: str) -> None:
+    watch = Watch()
+    ours = trainer(tmp_path / "run", store, WIDE, steps=1, watch=watch)
+    short_of_memory(monkeypatch, ours, tasks=tasks)
+    ours.fit()
+    assert ours.at_once == at_once and not ours.model.config.checkpoint  # type: ignore[union-attr]
+    (line,) = [text for text in watch.said if text.startswith("memory")]
+    assert "GiB for a step of 8 shapes, " in line and (says in line if says else ";" not in line)
+
+
+def test_inner_steps_are_computed_twice_where_groups_do_not_suffice(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = replace(WIDE, inner=replace(WIDE.inner, steps=5))
+    watch = Watch()
+    ours = trainer(tmp_path / "run", store, e, steps=1, watch=watch)
+    short_of_memory(monkeypatch, ours, tasks=1, checkpoint=True)
+    ours.fit()
+    assert ours.at_once == 1 and ours.model.config.checkpoint  # type: ignore[union-attr]
+    assert "; so 1 at a time, each inner step computed twice (a third more time): about" in watch.said[0]
+    saved = state_of(tmp_path / "run")["config"]
+    assert saved["inner"]["checkpoint"] is False and saved["train"]["split"] is None
+    assert load(tmp_path / "run").experiment == e
+    with pytest.raises(TrainingError) as caught:  # what the user says is obeyed
+        trainer(tmp_path / "other", store, e, may_checkpoint=False).fit()
+    assert "leave train.split and inner.checkpoint as they are" in caught.value.fix
+
+
+def test_settings_of_the_user_are_obeyed(store: Store, tmp_path: Path) -> None:
+    watch = Watch()
+    ours = trainer(tmp_path / "run", store, replace(tiny(split=3), inner=replace(tiny().inner, checkpoint=True)), steps=1, watch=watch)
+    ours.fit()
+    assert ours.at_once == 3 and ours.model.config.checkpoint  # type: ignore[union-attr]
+    assert "; so 3 at a time: about" in watch.said[0]
+    many = trainer(tmp_path / "many", store, tiny(split=50), steps=1)
+    many.fit()
+    assert many.at_once == BATCH
+
+
+def test_a_run_resumes_where_memory_is_short(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with other settings of split and checkpoint: the configuration is the same, and so are the numbers, to rounding."""
+    run = tmp_path / "run"
+    with exactly():
+        trainer(tmp_path / "alone", store, WIDE, steps=6).fit()
+        trainer(run, store, WIDE, steps=2).fit()
+        ours = trainer(run, store, WIDE, steps=4)
+        short_of_memory(monkeypatch, ours, tasks=3)
+        ours.fit()
+        assert ours.at_once == 3
+        monkeypatch.undo()
+        e = replace(WIDE, inner=replace(WIDE.inner, checkpoint=True), train=replace(WIDE.train, split=5))
+        trainer(run, store, e, steps=6).fit()
+    assert_same_training(run, tmp_path / "alone")
 
 
 def test_memory_that_is_not_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -793,9 +972,10 @@ def test_memory_that_is_not_told(store: Store, tmp_path: Path, monkeypatch: pyte
 
 def test_the_memory_of_a_first_order_step_is_smaller(store: Store, tmp_path: Path) -> None:
     def needed(order: str) -> float:
-        ours = trainer(tmp_path, store, replace(tiny(order=order), field=FieldSpec(width=64, init="spread")))
+        e = replace(tiny(order=order), field=FieldSpec(width=64, init="spread"))
+        ours = trainer(tmp_path, store, replace(e, inner=replace(e.inner, steps=5), n_context=70, n_query=70))  # points outweigh parameters
         ours.loader.batch_size = 1000
-        ours._report_memory()
+        ours._fit_memory()
         return float(ours.monitor.said[0].split()[2])  # type: ignore[attr-defined]
 
     assert needed("first") < 0.7 * needed("second")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MetaSDFError as error:
-            click.echo(f"error: {error}", err=True)
+            speaker = f" (process {os.environ.get('RANK', '?')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+            click.echo(f"error{speaker}: {error}", err=True)
             ctx.exit(error.exit_code)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -98,7 +100,7 @@ def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into RUN/tensorboard (extra: metasdf[tensorboard]).")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Draw validation shapes over the inner steps.")
 @click.option("--validate-every", callback=parse_budget, default="2m", show_default=True, metavar="TIME")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each process (default: all cores, shared).")
 @device_option
 def train(
     experiment: str, data: Path | None, run: Path | None, preset: str, budget: float | None, epochs: int | None, overrides: tuple[str, ...],
@@ -109,6 +111,7 @@ def train(
     \b
     metasdf train mnist-dense --data D --run R --budget 90m
     metasdf train mnist-levelset --data D --run R --preset paper
+    torchrun --nproc-per-node 2 -m metasdf -- train mnist-dense --data D --run R
     """
     from metasdf import experiments
 
@@ -129,28 +132,40 @@ def train(
         raise UsageError("--data and --run are needed", fix="metasdf prepare mnist -o DATA; metasdf train " + experiment + " --data DATA --run RUN")
 
     _start(threads)
+    from contextlib import nullcontext
+
     from metasdf.data.store import Store
     from metasdf.devices import pick_device
+    from metasdf.distributed import own_device, processes
     from metasdf.prior import load
     from metasdf.progress import TrainingMonitor
     from metasdf.provenance import commit
-    from metasdf.train import Limit, Trainer
+    from metasdf.train import Limit, Quiet, Trainer
 
     store = Store.open(data)
     shapes = len(store.split("train"))
     steps = None if budget else config.train.epochs * (shapes // max(1, min(config.train.batch, shapes)))
-    with TrainingMonitor(run / "tensorboard" if tensorboard else None) as monitor:
-        trainer = Trainer(
-            config, store, run, Limit(budget, steps), monitor, device=pick_device(device), init=load(init) if init else None, commit=commit(),
-            validate_seconds=validate_every, pictures=pictures,
-        )  # fmt: skip
-        row = trainer.fit()
+    where = pick_device(own_device(device))
+    with processes(where, threads=threads) as group:
+        with TrainingMonitor(run / "tensorboard" if tensorboard else None) if group.main else nullcontext(Quiet()) as monitor:
+            trainer = Trainer(
+                config, store, run, Limit(budget, steps), monitor, device=where, init=load(init) if init else None, commit=commit(),
+                validate_seconds=validate_every, pictures=pictures, group=group,
+                may_checkpoint=not any(text.partition("=")[0].strip() == "inner.checkpoint" for text in overrides),
+            )  # fmt: skip
+            row = trainer.fit()
+        if group.main:
+            click.echo(_ending(trainer, row, data))
     if trainer.stop_signal is not None:
-        click.echo(f"stopped by a signal at step {trainer.step:,}; everything is saved. The same command goes on from here.")
         sys.exit(128 + trainer.stop_signal)
-    click.echo(f"done: {trainer.step:,} steps in {trainer.elapsed / 60:.1f} min, validation MSE {row['val_mse']:.3g}, MAE {row['val_mae']:.3g} "
-               f"(field units, {row['val_n']} shapes)\nprior: {run / 'prior.safetensors'}\n"
-               f"next: metasdf evaluate {run} --data {data}   or a longer --budget / --epochs with the same command to go on")  # fmt: skip
+
+
+def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
+    if trainer.stop_signal is not None:
+        return f"stopped by a signal at step {trainer.step:,}; everything is saved. The same command goes on from here."
+    return (f"done: {trainer.step:,} steps in {trainer.elapsed / 60:.1f} min, validation MSE {row['val_mse']:.3g}, MAE {row['val_mae']:.3g} "
+            f"(field units, {row['val_n']} shapes)\nprior: {trainer.run / 'prior.safetensors'}\n"
+            f"next: metasdf evaluate {trainer.run} --data {data}   or a longer --budget / --epochs with the same command to go on")  # fmt: skip
 
 
 @cli.command()

@@ -32,6 +32,7 @@ class TrainConfig:
     order: Literal["second", "first", "anneal"] = "second"  # of the meta-gradient; anneal goes from first to second
     anneal: float = 0.2  # fraction of the training over which `anneal` raises the second-order part from 0 to 1
     epochs: int = 50  # used where no wall-clock budget is given
+    split: int | None = None  # tasks in memory at a time, the same numbers to rounding; None: chosen from free memory
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class TrainConfig:
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             ("anneal", 0 <= self.anneal <= 1, "between 0 and 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
+            ("split", self.split is None or self.split >= 1, "none, or at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
         ):
             if not fine:

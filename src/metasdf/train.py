@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as setting
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -22,17 +23,19 @@ from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader
 from metasdf.data.store import Store
+from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, to_dict
 from metasdf.fields import field
 from metasdf.heads import Distance, Head
-from metasdf.memory import GIB, available_bytes, model_bytes, saved_bytes
+from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
 from metasdf.optim import Muon
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
 
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
+MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint")  # of a run's configuration: how long, and how it goes through memory
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -41,6 +44,28 @@ def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: tor
     params, prior_loss = model.training_params(batch)
     out = field(params, batch.query.x, model.spec, products=products)
     return head.loss(out, batch.query.y).mean() + prior_loss
+
+
+def meta_gradient(
+    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, at_once: int | None = None, of: int | None = None
+) -> Tensor:
+    """Adds the gradient of `meta_loss` over the batch to `.grad`, and returns the loss, (). Only the graph of `at_once` tasks is ever held.
+
+    The loss is a mean over tasks, so a group of n of them counts n / B. A method's own prior loss must be such a mean too, or not depend on
+    the tasks. of: B, where `batch` is only a part: losses and gradients of all parts then add up to those of the whole.
+    """
+    n = len(batch.task)
+    total = batch.query.y.new_zeros(())
+    for start in range(0, n, at_once or n):
+        group = _part(batch, start, start + (at_once or n))
+        loss = meta_loss(model, head, group, products=products) * (len(group.task) / (of or n))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _part(batch: TaskBatch, start: int, stop: int) -> TaskBatch:
+    return TaskBatch(batch.task[start:stop], *(Observations(o.x[start:stop], o.y[start:stop]) for o in batch[1:]))
 
 
 class Limit(NamedTuple):
@@ -64,9 +89,26 @@ class Monitor(Protocol):
     def validated(self, row: dict[str, float]) -> None: ...
 
 
+class Quiet:
+    """The monitor of all processes but the first."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def step(self, row: dict[str, float]) -> None:
+        pass
+
+    def validated(self, row: dict[str, float]) -> None:
+        pass
+
+
 @dataclass
 class Trainer:
-    """The state of a run and the loop that advances it."""
+    """The state of a run and the loop that advances it.
+
+    In a group of processes each has the whole state and computes its part of every batch; the first one alone watches the clock, validates and
+    writes (docs/scaling.md). may_checkpoint: whether `inner.checkpoint` may be switched on where memory is short.
+    """
 
     experiment: Experiment
     store: Store
@@ -80,12 +122,14 @@ class Trainer:
     validate_seconds: float = 120.0
     validation_shapes: int = 100
     pictures: bool = True
+    group: Group = setting(default_factory=Group)
+    may_checkpoint: bool = True
 
     def __post_init__(self) -> None:
         e = self.experiment
         self.loader = Loader(
             self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query,
-            batch=e.train.batch, seed=e.train.seed,
+            batch=e.train.batch, seed=e.train.seed, rank=self.group.rank, ranks=self.group.size,
         )
         _check_fits(e, self.loader)
         self.model = build_conditioner(e, generator=torch.Generator().manual_seed(e.train.seed))
@@ -100,45 +144,66 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0  # in a row
         self.elapsed = 0.0
-        self.stop_signal: int | None = None
+        self.at_once = e.train.split  # tasks in memory at a time, None: all
+        self.stop_signal: int | None = None  # what all processes know
+        self._signal: int | None = None  # what this one was sent
+        self._saved = False
 
     # -- the loop ----------------------------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float]:
-        """Train to the limit; resume if the run folder holds a checkpoint. Returns the last validation row, empty if a signal ended it."""
-        self._open_run()
+        """Train to the limit; resume if the run folder holds a checkpoint. Returns the last validation row, empty if a signal ended it,
+        and in all processes but the first."""
+        self._refuse_strangers()
+        if self.group.main:
+            self._open_run()
+        self._join()
         if self.limit.progress(self.step, self.elapsed) >= 1.0:
             self.monitor.say("the run has reached its end already; a longer --budget or more --epochs would go on")
-        self._report_memory()
-        started, base = time.monotonic(), self.elapsed
-        last_checkpoint = last_validation = started
+        self._fit_memory()
+        started = time.monotonic() - self.elapsed
+        last_checkpoint = last_validation = self.elapsed
         window: list[float] = []
         with self._signals():
             while self.limit.progress(self.step, self.elapsed) < 1.0 and self.stop_signal is None:
-                due = time.monotonic() - last_checkpoint >= self.checkpoint_seconds
-                loss = self._train_step(save=due or not self.checkpoint_path.exists())
+                due = self.elapsed - last_checkpoint >= self.checkpoint_seconds
+                loss = self._train_step(save=due or not self._saved)
                 now = time.monotonic()
-                self.elapsed = base + now - started
+                self.elapsed = now - started
                 window.append(now)
                 window = window[-50:]
                 rate = (len(window) - 1) * self.loader.batch_size / (window[-1] - window[0]) if len(window) > 1 else 0.0
                 self.monitor.step(self._row(loss=loss, shapes_per_second=rate))
+                self._agree()
                 if due and not self.bad_steps:
-                    last_checkpoint = now
-                if now - last_validation >= self.validate_seconds:
-                    self._log(self.validate())
-                    last_validation = time.monotonic()
-                    self.elapsed = base + last_validation - started
-            if self.stop_signal is None:
-                row = self.validate()
-                self._log(row)
-                if not row["val_n"]:
-                    raise self._diverged("the prior fits none of the validation shapes, every field is NaN or infinite")
-                self.save(validation=row)
-                return row
+                    last_checkpoint = self.elapsed
+                if self.elapsed - last_validation >= self.validate_seconds:
+                    if self.group.main:
+                        self._log(self.validate())
+                    self.elapsed = time.monotonic() - started
+                    self._agree()
+                    last_validation = self.elapsed
+                    self._share()  # nothing new, unless the processors round differently
+            row = self._finish() if self.group.main else {}
+            self._agree()
+        return row
+
+    def _finish(self) -> dict[str, float]:
+        if self.stop_signal is not None:
             if not self.bad_steps:
                 self.save()
-        return {}
+            return {}
+        row = self.validate()
+        self._log(row)
+        if not row["val_n"]:
+            raise self._diverged("the prior fits none of the validation shapes, every field is NaN or infinite")
+        self.save(validation=row)
+        return row
+
+    def _agree(self) -> None:
+        """The time is that of the first process, and a signal to one is a signal to all: so all take the same decisions."""
+        self.elapsed, number = self.group.agree(self.elapsed if self.group.main else 0.0, self._signal or 0)
+        self.stop_signal = int(number) or None
 
     def _train_step(self, *, save: bool = False) -> float:
         t = self.experiment.train
@@ -150,16 +215,18 @@ class Trainer:
             self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
         batch = self.loader.batch(self.step).to(self.device)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = meta_loss(self.model, self.head, batch, products=self.products)
-        loss.backward()
+        loss = meta_gradient(self.model, self.head, batch, products=self.products, at_once=self.at_once, of=self.loader.batch_size)
+        self.group.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip or math.inf)
-        value = float(loss.detach())
+        value = float(loss)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             self._skip(value)
             return value
         self.bad_steps = 0
         if save:  # before the step: a state that just gave a finite loss, while the next one may have diverged
-            self.save()
+            self._saved = True
+            if self.group.main:
+                self.save()
         self.optimiser.step()
         self.model.project()
         self.step += 1
@@ -237,16 +304,20 @@ class Trainer:
 
     def save(self, *, validation: dict[str, float] | None = None) -> None:
         """Checkpoint (exact resume) and prior (averaged weights, for use), each written whole or not at all."""
+        state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed,
+                 "config": to_dict(self.experiment), "data": self.store.fingerprint}  # fmt: skip
+        save_state(self.checkpoint_path, self._tensors(), state, kind="checkpoint")
+        self.export(validation).save(self.run / "prior.safetensors")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that training changes."""
         tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
         for name, p in (self.ema or {}).items():
             tensors[f"ema.{name}"] = p
         for index, values in self.optimiser.state_dict()["state"].items():
             for key, value in values.items():
                 tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
-        state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed,
-                 "config": to_dict(self.experiment), "data": self.store.fingerprint}  # fmt: skip
-        save_state(self.checkpoint_path, tensors, state, kind="checkpoint")
-        self.export(validation).save(self.run / "prior.safetensors")
+        return tensors
 
     def export(self, validation: dict[str, float] | None = None) -> Prior:
         model = build_conditioner(self.experiment)
@@ -268,6 +339,7 @@ class Trainer:
             tensors, state = load_state(self.checkpoint_path, kind="checkpoint")
             refuse_changes(state, config, self.store.fingerprint, self.run)
             self._restore(tensors, state)
+            self._saved = True
             self.monitor.say(f"resuming {self.run} at step {self.step:,} ({self.elapsed / 60:.1f} min trained)")
             return
         if self.run.exists() and not self.run.is_dir():
@@ -277,14 +349,37 @@ class Trainer:
                              fix="choose an empty or new --run folder")  # fmt: skip
         write_json(self.run / "config.json", {"experiment": config, "data": self.store.fingerprint, "commit": self.commit})
 
+    def _refuse_strangers(self) -> None:
+        """Processes on several machines may have been given different things: the data set, the configuration, the end."""
+        for what, text in (("the data set", self.store.fingerprint), ("the configuration", json.dumps([to_dict(self.experiment), self.limit]))):
+            ranks = self.group.differing(text)
+            if ranks:
+                raise UsageError(f"{what} of process {', '.join(map(str, ranks))} is not that of process 0 (of {self.group.size})",
+                                 where=self.store.path, cause="another file behind the same path on another machine, or another command",
+                                 fix="give every process the same command and a copy of the same data set")  # fmt: skip
+
+    def _join(self) -> None:
+        """All processes go on from the state of the first, which alone reads the run folder."""
+        if self.group.size == 1:
+            return
+        step, bad_steps, self.elapsed, saved, moments = self.group.agree(
+            self.step, self.bad_steps, self.elapsed, self._saved, len(self.optimiser.state)
+        )
+        self.step, self.bad_steps, self._saved = int(step), int(bad_steps), bool(saved)
+        if moments and not self.group.main:
+            self._set_moments(self._no_moments())
+        self._share()
+
+    def _share(self) -> None:
+        tensors = self._tensors()
+        self.group.share([tensors[name] for name in sorted(tensors)])  # one order, whether made or loaded
+
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         try:
             names = [name for name, _ in self.model.named_parameters()]
             expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in names if self.ema is not None}
             if any(name.startswith("optimiser.") for name in tensors):  # none before the first step
-                kinds = [group.get("orthogonal", False) for group in self.optimiser.param_groups for _ in group["params"]]
-                states = {True: ("step", "momentum"), False: ("step", "exp_avg", "exp_avg_sq")}
-                expected |= {f"optimiser.{i}.{key}" for i, kind in enumerate(kinds) for key in states[kind]}
+                expected |= {f"optimiser.{i}.{key}" for i, keys in self._no_moments().items() for key in keys}
             if tensors.keys() != expected:
                 raise ValueError(f"missing or unknown: {', '.join(sorted(tensors.keys() ^ expected)[:5])}")
             self._assign({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
@@ -295,13 +390,21 @@ class Trainer:
                 if name.startswith("optimiser."):
                     _, index, key = name.split(".")
                     moments.setdefault(int(index), {})[key] = tensor
-            own = self.optimiser.state_dict()
-            self.optimiser.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
+            self._set_moments(moments)
             self.step, self.bad_steps, self.elapsed = int(state["step"]), int(state["bad_steps"]), float(state["elapsed"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the run ({error})", where=self.checkpoint_path,
                                   cause="it was written by another version",
                                   fix="start a new run; --init can take its prior.safetensors") from error  # fmt: skip
+
+    def _set_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+
+    def _no_moments(self) -> dict[int, dict[str, Tensor]]:
+        """What the optimiser remembers of each parameter, by its number: names and shapes, with zeros."""
+        names = {True: ("momentum",), False: ("exp_avg", "exp_avg_sq")}
+        own = [(p, names[group.get("orthogonal", False)]) for group in self.optimiser.param_groups for p in group["params"]]
+        return {index: {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in keys}} for index, (p, keys) in enumerate(own)}
 
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:
@@ -316,32 +419,55 @@ class Trainer:
         if isinstance(self.model, MetaSDF):
             self.model.products = products
 
-    def _report_memory(self) -> None:
-        if isinstance(self.model, MetaSDF):
-            self.model.second_order = 0.0 if self.experiment.train.order == "first" else 1.0
-        batch = self.loader.batch(0).to(self.device)
-        one = TaskBatch(batch.task[:1], *(Observations(o.x[:1], o.y[:1]) for o in batch[1:]))
-        kept = saved_bytes(lambda: meta_loss(self.model, self.head, one, products=self.products))
-        need = int(1.3 * kept * self.loader.batch_size) + 5 * model_bytes(self.model.parameters())  # 1.3: gradients in flight
-        free = available_bytes(self.device)
-        line = f"memory: about {need / GIB:.2f} GiB for a step of {self.loader.batch_size} shapes"
-        self.monitor.say(line + (f", {free / GIB:.1f} GiB free" if free is not None else ""))
-        if free is not None and need > free:
-            raise TrainingError(f"a training step needs about {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free", where=str(self.device),
-                                cause="the batch, the points per shape or the steps are too many for this machine",
-                                fix="--set inner.checkpoint=true, or a smaller --set train.batch=N")  # fmt: skip
+    def _fit_memory(self) -> None:
+        """All tasks of a step at once where they fit; else in groups, or with inner steps computed twice, whichever takes less time.
+
+        None of it changes a number but by rounding. So it is no part of the configuration, and another machine may choose otherwise.
+        Raises TrainingError where nothing fits.
+        """
+        e, group, model = self.experiment, self.group, self.model
+        tasks = math.ceil(self.loader.batch_size / group.size)
+        known = available_bytes(self.device)
+        share = group.local if self.device.type == "cpu" else 1
+        (lack,) = group.agree(-math.inf if known is None else -known / share)  # the process with the least decides for all
+        free = -lack
+        one = _part(self.loader.batch(0).to(self.device), 0, 1)
+        needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products), first_order=e.train.order == "first")
+        if isinstance(model, MetaSDF) and (model.config.checkpoint or not self.may_checkpoint):
+            needs = {model.config.checkpoint: needs[model.config.checkpoint]}
+        fixed = 5 * model_bytes(model.parameters())  # parameters, gradients, two moments, averages
+        choice = choose(tasks, needs, fixed=fixed, free=0.9 * free, split=e.train.split)
+        if choice is None:
+            fewest = min(e.train.split or 1, tasks)
+            raise TrainingError(f"a training step needs about {(fixed + min(needs.values()) * fewest) / GIB:.2f} GiB even for {fewest} at a time, "
+                                f"{free / GIB:.2f} GiB are free", where=str(self.device),
+                                cause="the points per shape or the inner steps are too many for this machine",
+                                fix="fewer points: --set n_context=N --set n_query=N" + (
+                                    "; or leave train.split and inner.checkpoint as they are: what fits is then chosen"
+                                    if e.train.split or len(needs) == 1 else ""))  # fmt: skip
+        self.at_once = choice.at_once
+        if isinstance(model, MetaSDF):
+            model.config = replace(model.config, checkpoint=choice.checkpoint)
+        whole = fixed + next(iter(needs.values())) * tasks
+        line = f"memory: about {whole / GIB:.2f} GiB for a step of {tasks} shapes"
+        line += f" on each of {group.size} processes" if group.size > 1 else ""
+        line += f", {free / GIB:.1f} GiB free" if math.isfinite(free) else ""
+        ways = [f"{choice.at_once} at a time"] if choice.at_once < tasks else []
+        ways += ["each inner step computed twice (a third more time)"] if choice.checkpoint and not e.inner.checkpoint else []
+        self.monitor.say(line + (f"; so {', '.join(ways)}: about {choice.need / GIB:.2f} GiB" if ways else ""))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the loop after the step in hand; a second Ctrl-C stops at once."""
+        """SIGTERM and Ctrl-C end the loop after the step in hand; a second Ctrl-C stops at once, but not one of several processes: they may be
+        sent the same signal twice, by the terminal or scheduler and by torchrun."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
+            if self._signal is not None and number == signal.SIGINT and self.group.size == 1:
                 raise KeyboardInterrupt
-            self.stop_signal = number
+            self._signal = self._signal or number
 
         previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -356,12 +482,12 @@ def schedule(kind: str, progress: float) -> float:
 
 
 def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: str, run: Path) -> None:
-    """A run goes on only with what it began with; how long (epochs, budget) may change."""
+    """A run goes on only with what it began with; how long (epochs, budget) and how it goes through memory may change."""
     was, now = _flat(state["config"]), _flat(config)
     if was.get("name") != now.get("name"):
         raise UsageError(f"this run folder belongs to {was.get('name')}, not to {now.get('name')}", where=run, cause="--run of another experiment",
                          fix="choose another --run, or train the experiment it belongs to")  # fmt: skip
-    changed = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k) and k != "train.epochs"]
+    changed = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k) and k not in MAY_CHANGE]
     if changed:
         raise UsageError(f"the configuration differs from the one this run began with ({'; '.join(changed)})", where=run,
                          cause="another preset or --set than before, or a newer version of metasdf",

@@ -35,9 +35,13 @@ class Loader:
     """Tasks of the shapes at `indices`: `batch(step)` for training, `tasks(indices)` for evaluation.
 
     seed, epoch and task key every draw, so a resumed, reordered or distributed run sees the same points.
+    rank, ranks: `batch` gives this process's part of the tasks; the parts of all processes, in turn, are the batch of one alone.
     """
 
-    def __init__(self, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, n_query: int, batch: int, seed: int) -> None:
+    def __init__(
+        self, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, n_query: int, batch: int, seed: int,
+        rank: int = 0, ranks: int = 1,
+    ) -> None:  # fmt: skip
         if not len(indices):
             raise UsageError("the split holds no shapes", where=store.path, fix="prepare the data set with more shapes")
         self.shapes, self.path = ImageShapes(store), store.path
@@ -45,13 +49,17 @@ class Loader:
         self.rule, self.n_context, self.n_query, self.seed = rule, n_context, n_query, seed
         self.batch_size = min(batch, len(self.indices))
         self.steps_per_epoch = max(1, len(self.indices) // self.batch_size)
+        self.rank, self.ranks = rank, ranks
+        if self.batch_size < ranks:
+            raise UsageError(f"{ranks} processes share a batch of {self.batch_size} shapes", where=store.path, cause="some would have nothing to do",
+                             fix=f"start at most {self.batch_size} processes, or a larger --set train.batch=N")  # fmt: skip
 
     def batch(self, step: int) -> TaskBatch:
-        """The batch of a global step; each epoch visits every shape once (less the remainder) in its own order."""
+        """This process's part of the batch of a global step; each epoch visits every shape once (less the remainder) in its own order."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self.indices))
         chosen = self.indices[order[position * self.batch_size : (position + 1) * self.batch_size]]
-        return self.tasks(chosen, epoch=epoch)
+        return self.tasks(np.array_split(chosen, self.ranks)[self.rank], epoch=epoch)
 
     def tasks(self, indices: NDArray[np.int64], *, epoch: int = 0) -> TaskBatch:
         tasks = [int(i) for i in indices]
