@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 
 from metasdf import prior as priors
 from metasdf import progress, provenance
+from metasdf import train as training
 from metasdf.cli import cli, parse_budget
 from metasdf.devices import pick_device
 from metasdf.errors import InputError, MetaSDFError, TrainingError, UsageError
@@ -193,6 +194,17 @@ def test_show_prints_the_configuration(tmp_path: Path) -> None:
     shown = json.loads(good("train", "mnist-dense", "--preset", "paper", "--set", "train.lr=3e-4", "--epochs", 7, "--show").stdout)
     assert (shown["train"]["lr"], shown["train"]["epochs"], shown["field"]["width"]) == (3e-4, 7, 256)
     assert json.loads(good("train", "mnist-dense", "--set", " train.clip = none ", "--show").stdout)["train"]["clip"] is None
+
+
+@pytest.mark.parametrize(("typed", "may"), [([], True), (["--set", "train.split=2"], True), (["--set", " inner.checkpoint =false"], False)])
+def test_a_checkpoint_setting_that_is_typed_is_obeyed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], may: bool
+) -> None:
+    """The default looks the same in the configuration, and may be changed where memory is short."""
+    found: list[training.Trainer] = []
+    monkeypatch.setattr(training.Trainer, "fit", lambda self: found.append(self) or {"val_mse": 0.0, "val_mae": 0.0, "val_n": 1})
+    good("train", "mnist-dense", "--data", data, "--run", tmp_path / "run", *TINY, *typed)
+    assert [each.may_checkpoint for each in found] == [may]
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------------------------------
