@@ -25,7 +25,7 @@ from metasdf.data.store import Store
 from metasdf.experiments import EXPERIMENTS, experiment, override
 from metasdf.fields import FieldSpec, Params, encode
 from metasdf.prior import load
-from metasdf.train import Limit, Trainer
+from metasdf.train import Limit, Quiet, Trainer
 
 RECIPES = Path(__file__).resolve().parents[1] / "results" / "recipes"
 DEFINITION = {
@@ -36,7 +36,7 @@ DEFINITION = {
 }
 
 
-class Losses:
+class Losses(Quiet):
     """Monitor that keeps the losses."""
 
     def __init__(self) -> None:
@@ -47,9 +47,6 @@ class Losses:
 
     def step(self, row: dict[str, float]) -> None:
         self.losses.append(row["loss"])
-
-    def validated(self, row: dict[str, float]) -> None:
-        pass
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from metasdf.data.store import Store
 from metasdf.experiments import EXPERIMENTS, Experiment, experiment
-from metasdf.train import Limit, Trainer
+from metasdf.train import Limit, Quiet, Trainer
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "time.png"
 VALIDATIONS = 20
@@ -33,23 +33,12 @@ DEFINITION = {
 }
 
 
-class Quiet:
-    def say(self, text: str) -> None:
-        pass
-
-    def step(self, row: dict[str, float]) -> None:
-        pass
-
-    def validated(self, row: dict[str, float]) -> None:
-        say(f"{row['elapsed'] / 60:6.1f} min  step {row['step']:7,.0f}  validation MSE {row['val_mse']:.3e}")
-
-
 def train(e: Experiment, data: Path, seconds: float, shapes: int) -> list[tuple[float, float, float]]:
     rows: list[tuple[float, float, float]] = []
 
     class Watch(Quiet):
         def validated(self, row: dict[str, float]) -> None:
-            super().validated(row)
+            say(f"{row['elapsed'] / 60:6.1f} min  step {row['step']:7,.0f}  validation MSE {row['val_mse']:.3e}")
             rows.append((row["elapsed"], row["val_mse"], row["step"]))
 
     with tempfile.TemporaryDirectory() as folder:
