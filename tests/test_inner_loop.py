@@ -696,6 +696,17 @@ def test_no_gradient_flows_between_tasks(gradient: str) -> None:
         assert grad[1].any() and not grad[[0, 2]].any()
 
 
+@every_gradient
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
+def test_a_loop_that_diverged_is_seen(gradient: str, products: torch.dtype | None) -> None:
+    """NaN must not end as a zero inside: the integers of the fused ReLU take a negative NaN for a negative number."""
+    model = MetaSDF(FieldSpec(width=32), InnerLoopConfig(gradient=gradient, init_rate=1e6), generator=seeded(0))
+    model.products = products
+    context, query = observe(2, TASKS, dtype=torch.float32), observe(2, TASKS, seed=1, dtype=torch.float32)
+    out = field(model(context), query.x, model.spec, products=products)
+    assert not out.isfinite().flatten(1).all(1).any()
+
+
 # -------------------------------------------------------------------------------------------------------------- settings
 
 

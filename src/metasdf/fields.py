@@ -222,7 +222,7 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
 
     Standard: for ReLU, Kaiming normal weights (He et al. 2015) and zero biases; for the sine, the rule of SIREN (Sitzmann et al. 2020,
     section 3.2). Spread: Kaiming weights, and biases that put the kink of each unit through a random point of the cube [-1/2, 1/2]^d, where
-    shapes live: no unit starts dead, or linear, all over it (with other biases a third may, and no gradient ever revives those).
+    shapes live: no unit starts dead, or linear, all over it (with zero biases about a tenth of a layer does, and no gradient revives those).
     Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off.
     """
     layers = []

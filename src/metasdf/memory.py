@@ -29,9 +29,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl and other C libraries
         return False
-    trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8
-    # One arena for all threads: the arenas of further threads give memory back whatever the threshold.
-    done = [mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, (1 << 31) - 1), mallopt(top_pad, 256 << 20), mallopt(arena_max, 1)]
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    done = [mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, (1 << 31) - 1), mallopt(top_pad, 256 << 20)]
     return all(done)
 
 

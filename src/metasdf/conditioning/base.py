@@ -17,7 +17,10 @@ class Conditioner(nn.Module):
         raise NotImplementedError
 
     def training_params(self, batch: TaskBatch) -> tuple[Params, Tensor]:
-        """Parameters for the batch and the prior's own loss (zero unless a method has one, such as a penalty on codes)."""
+        """Parameters for the batch and the prior's own loss (zero unless a method has one, such as a penalty on codes).
+
+        That loss is a mean over the batch's tasks, or does not depend on them: training may see a batch in parts.
+        """
         return self(batch.context), batch.query.y.new_zeros(())
 
     def project(self) -> None:
