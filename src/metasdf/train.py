@@ -512,7 +512,7 @@ def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[s
     hidden = {name: p for name, p in others.items() if t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN}
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in others.items() if name not in hidden], "base_lr": t.lr},
-        {"params": list(hidden.values()), "base_lr": t.lr_muon, "orthogonal": True},
+        {"params": list(hidden.values()), "base_lr": t.lr_muon, "orthogonal": True, "products": PRODUCTS[t.products]},
         {"params": list(rates.values()), "base_lr": t.lr if t.lr_rates is None else t.lr_rates},
     ]
     return [group for group in groups if group["params"]]
