@@ -24,6 +24,7 @@ class TrainConfig:
     lr: float = 1e-4
     lr_muon: float = 1e-2  # learning rate of the weights that Muon takes
     lr_rates: float | None = None  # learning rate of the inner rates alpha; None: the same
+    lr_curvature: float = 3e-3  # learning rate of the curvature matrices that Muon takes
     schedule: Literal["constant", "cosine"] = "constant"  # cosine decays to the end of the budget or of the epochs
     warmup: int = 0  # steps over which the learning rate rises linearly
     clip: float | None = None  # norm of the whole gradient
@@ -40,6 +41,7 @@ class TrainConfig:
             ("batch", self.batch >= 1, "at least 1"),
             ("lr", 0 < self.lr <= 1000, "above 0 and at most 1000"),
             ("lr_muon", 0 < self.lr_muon <= 1000, "above 0 and at most 1000"),
+            ("lr_curvature", 0 < self.lr_curvature <= 1000, "above 0 and at most 1000"),
             ("lr_rates", self.lr_rates is None or 0 <= self.lr_rates <= 1000, "none, or between 0 and 1000"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("clip", self.clip is None or self.clip > 0, "none, or above 0"),
