@@ -855,7 +855,7 @@ def test_curvature_can_begin_from_a_prior_without(finished: Path, store: Store, 
     curved = replace(tiny(), inner=replace(tiny().inner, curvature="kronecker"))
     ours, prior = trainer(tmp_path / "run", store, curved, init=load(finished)), load(finished)
     context = ours.loader.batch(0).context
-    with torch.no_grad():
+    with torch.no_grad(), ours.averaged():  # in full precision
         for a, b in zip(ours.model(context), prior.conditioner(context), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # to rounding
     ours.fit()
