@@ -63,14 +63,13 @@ def bounds(mesh: Mesh) -> NDArray[np.float64]:
 
 def areas(mesh: Mesh) -> NDArray[np.float64]:
     """Area of each face (F,), in squared units of the file."""
-    return np.asarray(np.linalg.norm(_twice_area_vectors(mesh), axis=1) / 2)
+    vectors, size = _crosses(mesh)
+    return np.asarray(np.linalg.norm(vectors, axis=1) / 2 * size**2)
 
 
 def face_normals(mesh: Mesh) -> NDArray[np.float64]:
     """Unit normal of each face (F, 3), by the right-hand rule; zero where the face has no area."""
-    vectors = _twice_area_vectors(mesh)
-    # The largest component first: the square of a tiny face's area would underflow.
-    vectors /= _or_one(np.abs(vectors).max(1, keepdims=True, initial=0))
+    vectors, _ = _crosses(mesh)
     return np.asarray(vectors / _or_one(np.linalg.norm(vectors, axis=1, keepdims=True)))
 
 
@@ -135,16 +134,16 @@ def is_watertight(mesh: Mesh) -> bool:
     return bool(len(counts) and (counts == 2).all())
 
 
-def _twice_area_vectors(mesh: Mesh) -> NDArray[np.float64]:
+def _crosses(mesh: Mesh) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cross product of two sides of each face (F, 3), with sides measured in units of about the longest one (F,), so that nothing underflows."""
     a, b, c = (mesh.vertices[column] for column in mesh.faces.T)
-    return np.cross(b - a, c - a)
+    size = _or_one(np.abs(np.stack((b - a, c - b, a - c))).max((0, 2), initial=0))
+    return np.cross((b - a) / size[:, None], (c - a) / size[:, None]), size
 
 
 def _flat(mesh: Mesh) -> NDArray[np.bool_]:
     """Faces (F,) whose height over their longest side is zero to rounding."""
-    a, b, c = (mesh.vertices[column] for column in mesh.faces.T)
-    size = _or_one(np.abs(np.stack((b - a, c - b, a - c))).max((0, 2), initial=0))[:, None]  # sides of length about 1: no underflow
-    return np.asarray(np.linalg.norm(np.cross((b - a) / size, (c - a) / size), axis=1) <= _FLAT)
+    return np.asarray(np.linalg.norm(_crosses(mesh)[0], axis=1) <= _FLAT)
 
 
 def _or_one(lengths: NDArray[np.float64]) -> NDArray[np.float64]:
