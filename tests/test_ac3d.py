@@ -111,6 +111,7 @@ def test_more_kids_announced_than_come() -> None:
         (scene(obj(SQUARE)).replace("kids 0", ""), "ends in the middle", None),
         (scene(obj(SQUARE))[:120], "ends in the middle", None),
         (scene(obj(SQUARE)).replace("kids 0", "kids -1"), "kids says -1", 20),
+        (scene(obj("numvert 3\n0 0\n1 0\n1 1\n")), "reshape", 10),
         (scene(obj("loc 1 2\n" + SQUARE)), "reshape", 7),
         (scene(obj("rot 1 2 3\n" + SQUARE)), "reshape", 7),
         (scene(obj("loc nan 0 0\n" + SQUARE)), "not finite", None),

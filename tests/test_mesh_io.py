@@ -523,6 +523,9 @@ def test_parts_used_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "MAX_FACES", 100)
     with pytest.raises(InputError, match="more than 100 faces"):
         read_gltf(gltf_tree(nodes=[{"children": list(range(1, 11))}, *[{"mesh": 0}] * 10]))
+    monkeypatch.setattr(gltf, "MAX_VERTICES", 100)
+    with pytest.raises(InputError, match="more than 100 in all"):
+        read_gltf(gltf_tree(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}] * 3}]))
     monkeypatch.setattr(collada, "MAX_VERTICES", 20)
     triangle = '<triangles><input semantic="VERTEX" source="#v" offset="0"/><p>0 1 2</p></triangles>'
     with pytest.raises(InputError, match="more than 20 vertices"):

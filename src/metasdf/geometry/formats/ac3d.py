@@ -118,7 +118,8 @@ def _object(lines: _Lines, geometry: _Geometry, parent: _Place) -> _Place:
             case "data":
                 _skip_text(lines, int(words[1]))
             case "numvert":
-                points = np.array([[float(w) for w in row[:3]] for row in lines.rows(words)]).reshape(-1, 3)
+                rows = lines.rows(words)
+                points = np.array([[float(w) for w in row[:3]] for row in rows]).reshape(len(rows), 3)
             case "numsurf":
                 for _ in range(lines.count(words)):
                     _surface(lines, geometry, len(points))

@@ -12,7 +12,7 @@ from metasdf.errors import InputError
 from metasdf.geometry.mesh import Mesh, concatenate, prune, transform
 
 MAX_FACES = 20_000_000
-MAX_VERTICES = 200_000_000  # read, not kept
+MAX_VERTICES = 100_000_000  # read, not kept
 MAX_NODES = 100_000
 MAX_DEPTH = 100
 EXPORT_AGAIN = "open it in a modelling program and export it again"

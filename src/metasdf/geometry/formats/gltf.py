@@ -91,10 +91,10 @@ class _Reader:
 
     def primitive(self, primitive: dict[str, Any]) -> Mesh:
         vertices = self.accessor(primitive["attributes"]["POSITION"]).astype(np.float64)
-        self.read += len(vertices)
+        corners = self.accessor(primitive["indices"]).ravel().astype(np.int64) if "indices" in primitive else np.arange(len(vertices))
+        self.read += len(vertices) + len(corners)
         if vertices.shape[1] != 3 or self.read > MAX_VERTICES:
             fail(f"Positions are not three numbers each, or more than {MAX_VERTICES:,} in all", self.where)
-        corners = self.accessor(primitive["indices"]).ravel().astype(np.int64) if "indices" in primitive else np.arange(len(vertices))
         mode = primitive.get("mode", _TRIANGLES)
         if mode == _TRIANGLES:
             faces = corners.reshape(-1, 3)
@@ -112,7 +112,7 @@ class _Reader:
         kind, width, count = np.dtype(_TYPES[a["componentType"]]), _COMPONENTS[a["type"]], int(a["count"])
         if "bufferView" in a:
             values = self.values(a["bufferView"], a.get("byteOffset", 0), count, width, kind)
-        elif not 0 <= count <= sum(b["byteLength"] for b in self.tree["buffers"]):
+        elif not 0 <= count <= sum(len(self.buffer(k)) for k in range(len(self.tree["buffers"]))):
             fail(f"{count:,} values are announced without any data", self.where)
         else:
             values = np.zeros((count, width), kind)
