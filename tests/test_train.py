@@ -719,14 +719,13 @@ def test_schedule() -> None:
 
 def test_learning_rates_follow_warmup_and_cosine(store: Store, tmp_path: Path) -> None:
     watch, groups = Watch(), []
-    ours = trainer(tmp_path / "run", store, tiny(lr=2e-3, lr_muon=4e-2, lr_rates=3e-2, warmup=4), steps=20, watch=watch)
+    ours = trainer(tmp_path / "run", store, tiny(lr=2e-3, lr_muon=4e-2, lr_rates=3e-2, lr_curvature=5e-2, warmup=4), steps=20, watch=watch)
     watch.each = lambda: groups.append([group["lr"] for group in ours.optimiser.param_groups])
     ours.fit()
     factor = [min(1.0, (k + 1) / 4) * 0.5 * (1 + math.cos(math.pi * k / 20)) for k in range(20)]
-    assert [theta for theta, _, _ in groups] == pytest.approx([2e-3 * f for f in factor])
-    assert [hidden for _, hidden, _ in groups] == pytest.approx([4e-2 * f for f in factor])
-    assert [rates for _, _, rates in groups] == pytest.approx([3e-2 * f for f in factor])
-    assert [row["lr"] for row in watch.rows] == [theta for theta, _, _ in groups]
+    for rate, found in zip((2e-3, 4e-2, 3e-2, 2e-3, 5e-2), zip(*groups, strict=True), strict=True):  # curvature: its thin matrices, then the others
+        assert found == pytest.approx([rate * f for f in factor])
+    assert [row["lr"] for row in watch.rows] == [theta for theta, *_ in groups]
     assert groups[-1][0] < 0.01 * 2e-3
 
 
@@ -746,13 +745,16 @@ def test_the_paper_trains_all_parameters_by_adam_at_one_rate(store: Store, tmp_p
 
 
 def test_each_parameter_is_in_one_group(store: Store, tmp_path: Path) -> None:
-    ours = trainer(tmp_path, store, tiny(lr=2e-3, lr_muon=0.25, lr_rates=0.5))
-    theta, hidden, rates = ours.optimiser.param_groups
+    ours = trainer(tmp_path, store, tiny(lr=2e-3, lr_muon=0.25, lr_rates=0.5, lr_curvature=0.75))
+    theta, hidden, rates, thin, square = ours.optimiser.param_groups
     middle = ours.model.theta[1].weight  # type: ignore[union-attr]
     assert [id(p) for p in hidden["params"]] == [id(middle)] and hidden["orthogonal"]
     assert {id(p) for p in theta["params"]} == {id(t) for layer in ours.model.theta for t in layer} - {id(middle)}  # type: ignore[union-attr]
     assert {id(p) for p in rates["params"]} == {id(p) for p in ours.model.rates.parameters()}  # type: ignore[union-attr]
-    assert [group["base_lr"] for group in (theta, hidden, rates)] == [2e-3, 0.25, 0.5]
+    curvature = ours.model.curvature  # type: ignore[union-attr]
+    assert [tuple(p.shape) for p in thin["params"]] == [(1, 1), (2, 2)]  # left of the last layer, right of the first
+    assert {id(p) for p in (*thin["params"], *square["params"])} == {id(p) for p in curvature.parameters()} and square["orthogonal"]
+    assert [group["base_lr"] for group in ours.optimiser.param_groups] == [2e-3, 0.25, 0.5, 2e-3, 0.75]
 
 
 def test_the_whole_gradient_is_clipped(store: Store, tmp_path: Path) -> None:
@@ -851,16 +853,18 @@ def test_a_run_can_start_from_a_prior(finished: Path, store: Store, tmp_path: Pa
     assert again.step == 14 and any("at step 12 " in text for text in again.monitor.said)  # type: ignore[attr-defined]
 
 
-def test_curvature_can_begin_from_a_prior_without(finished: Path, store: Store, tmp_path: Path) -> None:
-    curved = replace(tiny(), inner=replace(tiny().inner, curvature="kronecker"))
-    ours, prior = trainer(tmp_path / "run", store, curved, init=load(finished)), load(finished)
+def test_curvature_can_begin_from_a_prior_without(store: Store, tmp_path: Path) -> None:
+    plain = replace(tiny(), inner=replace(tiny().inner, curvature="diagonal"))
+    trainer(tmp_path / "plain", store, plain).fit()
+    prior = load(tmp_path / "plain")
+    ours = trainer(tmp_path / "run", store, tiny(), init=prior)
     context = ours.loader.batch(0).context
     with torch.no_grad(), ours.averaged():  # in full precision
         for a, b in zip(ours.model(context), prior.conditioner(context), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # to rounding
     ours.fit()
     with pytest.raises(UsageError, match="other layers or rates"):
-        trainer(tmp_path / "plain", store, tiny(), init=load(tmp_path / "run"))
+        trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
 MISMATCHES: dict[str, Experiment] = {
