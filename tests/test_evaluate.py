@@ -173,8 +173,10 @@ def test_the_result_holds_what_it_promises(store: Store, tmp_path: Path) -> None
     assert result["context"] == {"rule": "dense", "points": CONTEXT}
     assert result["prior"] == "mnist-dense" and result["split"] == "test" and result["training"] == {"steps": 5}
     assert result["commit"] and result["hardware"] and result["definition"].keys() >= {"mse", "mae", "misclassified", "fit_ms"}
-    assert all(len(steps) == 3 for steps in result["after_step"].values())
-    assert {name: steps[-1] for name, steps in result["after_step"].items()} == {k: result["metrics"][k] for k in ("mse", "mae", "misclassified")}
+    by_step = result["after_step"]
+    assert by_step.pop("n") == SHAPES and all(len(steps) == 3 for steps in by_step.values())
+    assert {name: steps[-1] for name, steps in by_step.items()} == {k: result["metrics"][k] for k in ("mse", "mae", "misclassified")}
+    result["after_step"]["n"] = SHAPES
     write_json(tmp_path / "a.json", result)
     assert json.loads((tmp_path / "a.json").read_text()) == result
 
@@ -230,10 +232,18 @@ def test_more_and_fewer_steps(store: Store) -> None:
     assert four[:3] == two and two[:2] == one
 
 
-def test_progress_counts_all_runs(store: Store) -> None:
+def test_steps_are_told_of_the_first_shapes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metasdf.evaluate.STEPWISE", 3)
+    model = metasdf()
+    result, few, all_of_them = run(prior(model), store), errors(model, store, indices=ROWS[:3]), errors(model, store)
+    assert result["after_step"] == {"mse": few.mse, "mae": few.mae, "misclassified": few.misclassified, "n": 3}
+    assert result["metrics"]["mse"] == all_of_them.mse[-1] != few.mse[-1] and result["n"] == SHAPES
+
+
+def test_progress_counts_the_steps_and_all_runs(store: Store) -> None:
     seen: list[tuple[int, int]] = []
     evaluate(prior(Constant(0.1)), store, runs=2, batch=4, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 14), (7, 14), (11, 14), (14, 14)]
+    assert seen == [(4, 21), (7, 21), (11, 21), (14, 21), (18, 21), (21, 21)]
 
 
 def test_bad_requests(store: Store) -> None:

@@ -248,14 +248,15 @@ def evaluate(
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
+    steps_shown, found = result["after_step"], result["metrics"]
     click.echo("step          MSE          MAE  wrong sign %")
-    for step, row in enumerate(zip(*result["after_step"].values(), strict=True)):
+    for step, row in enumerate(zip(*(steps_shown[name] for name in ("mse", "mae", "misclassified")), strict=True)):
         click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
-    if runs > 1:
-        found = result["metrics"]
-        for name, end, note in (("mean", "", f"of the last step of {runs} runs"), ("std", "_std", "over runs; the steps above are the first run's")):
+    if steps_shown["n"] < result["n"] or runs > 1:
+        click.echo(f"     (steps: the first {steps_shown['n']:,} shapes, first run; all shapes and runs, last step:)")
+        for name, end in (("mean", ""), ("std", "_std"))[: 2 if runs > 1 else 1]:
             mse, mae, sign = (found[key + end] for key in ("mse", "mae", "misclassified"))
-            click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}   {note}")
+            click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}" + ("   over runs" if end else ""))
     times = result["fit_ms"]
     click.echo(f"fit: {times['alone']:.1f} ms alone, {times['batched']:.1f} ms per shape in batches of {times['batch']}")
     if target is not None:
