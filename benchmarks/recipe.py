@@ -2,9 +2,9 @@
 
     python benchmarks/recipe.py NAME --data DATA [--shapes 4800] [--set train.batch=4 ...]
 
-Writes results/recipes/NAME.json: the command, the settings that differ from preset `cpu`, validation errors, the loss on the way, CPU seconds,
-the share of hidden units that ended dead. Every recipe sees equally many shapes (a step of 8 shapes counts half of one of 16), decays its learning
-rates to the end, and is judged with its averaged weights on the same validation shapes.
+NAME may have a folder in front, as in second/batch-2. Writes results/recipes/NAME.json: the command, the settings that differ from preset `cpu`,
+validation errors, the loss on the way, CPU seconds, the share of hidden units that ended dead. Every recipe decays its learning rates to the end of
+its shapes (a step of 8 shapes counts half of one of 16), and is judged with its averaged weights on the same validation shapes.
 """
 
 from __future__ import annotations

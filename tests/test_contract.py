@@ -37,6 +37,7 @@ METHODS: dict[str, Make] = {
     "metasdf-softplus": metasdf(rates="step", constraint="softplus"),
     "metasdf-clip": metasdf(rates="parameter_step", constraint="clip"),
     "metasdf-autograd": metasdf(gradient="autograd"),
+    "metasdf-kronecker": metasdf(curvature="kronecker"),
     "metasdf-checkpoint": metasdf(checkpoint=True, rates="parameter_step"),
     "metasdf-spread": metasdf(field={"init": "spread"}, rates="step"),
     "metasdf-geometric": metasdf(field={"init": "geometric"}),

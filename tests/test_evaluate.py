@@ -195,6 +195,7 @@ def test_three_runs_have_a_mean_and_a_deviation(store: Store) -> None:
         assert result["metrics"][name] == pytest.approx(np.mean(values))
         assert result["metrics"][f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
     assert result["metrics"]["mse_std"] > 0
+    assert result["after_step"]["mse"] == each[0].mse
     assert result["metrics"]["mse_median"] == pytest.approx(np.median([found.shapes for found in each]))
 
 

@@ -57,6 +57,8 @@ def generic(spec: FieldSpec, *, norm: str = "squared", seed: int = 0, **config: 
             t.copy_(scale * torch.randn(t.shape, generator=g, dtype=t.dtype))
         for raw in model.rates.parameters():
             raw.mul_(1 + torch.rand(raw.shape, generator=g, dtype=raw.dtype))
+        for matrix in model.curvature.parameters() if model.curvature is not None else ():
+            matrix.add_(0.2 * torch.randn(matrix.shape, generator=g, dtype=matrix.dtype))
     return model
 
 
@@ -291,6 +293,12 @@ def assert_finite_differences_agree(model: MetaSDF, context: Observations, query
 @pytest.mark.parametrize("constraint", ["free", "softplus"])
 def test_meta_gradient_by_finite_differences_smooth(kind: str, constraint: str) -> None:
     model = generic(SPECS["sine"], rates=kind, constraint=constraint, init_rate=0.1)
+    assert_finite_differences_agree(model, observe(2, TASKS), observe(2, TASKS, seed=1), h=3e-4, tolerance=1e-8)
+
+
+def test_meta_gradient_by_finite_differences_curvature() -> None:
+    model = generic(SPECS["sine"], rates="step", curvature="kronecker", init_rate=0.1)
+    assert len(dict(model.named_parameters())) == 6 + 6 + 1  # theta, L and R of three layers, rates
     assert_finite_differences_agree(model, observe(2, TASKS), observe(2, TASKS, seed=1), h=3e-4, tolerance=1e-8)
 
 
@@ -696,6 +704,39 @@ def test_no_gradient_flows_between_tasks(gradient: str) -> None:
         assert grad[1].any() and not grad[[0, 2]].any()
 
 
+def test_curvature_is_a_kronecker_product() -> None:
+    """vec(L G R) = (L x R^T) vec(G) with rows one after the other, and L on the bias."""
+    model = generic(SPECS["relu"], curvature="kronecker")
+    grads = inner_gradient(model.theta, observe(2, TASKS), model.spec, model.head)
+    assert model.curvature is not None
+    for index, (ours, g) in enumerate(zip(model.curvature(grads), grads, strict=True)):
+        left, right = model.curvature.left[index], model.curvature.right[index]
+        for task in range(TASKS):
+            torch.testing.assert_close(ours.weight[task].flatten(), torch.kron(left, right.mT.contiguous()) @ g.weight[task].flatten())
+            torch.testing.assert_close(ours.bias[task], left @ g.bias[task])
+
+
+@every_gradient
+def test_curvature_starts_as_plain_rates(gradient: str) -> None:
+    plain = generic(SPECS["relu"], rates="parameter_step", gradient=gradient)
+    curved = MetaSDF(plain.spec, replace(plain.config, curvature="kronecker")).double()
+    curved.load_state_dict(curved.state_dict() | plain.state_dict())
+    assert_close(tensors(curved(observe(2, TASKS))), tensors(plain(observe(2, TASKS))), 1e-14)
+
+
+@every_gradient
+def test_curvature_in_checkpoints_and_low_precision(gradient: str) -> None:
+    context, query = observe(2, TASKS, dtype=torch.float32), observe(2, TASKS, seed=1, dtype=torch.float32)
+    model = generic(SPECS["relu"], curvature="kronecker", gradient=gradient, checkpoint=True).float()
+    exact = meta_gradients(model, context, query)
+    model.config = replace(model.config, checkpoint=False)
+    assert_close(exact, meta_gradients(model, context, query), 1e-5)
+    model.products = torch.bfloat16
+    rounded = meta_gradients(model, context, query)
+    assert all(g.dtype == torch.float32 for g in rounded)
+    assert sum((a - b).norm() for a, b in zip(rounded, exact, strict=True)) < 0.1 * sum(b.norm() for b in exact)
+
+
 @every_gradient
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 def test_a_loop_that_diverged_is_seen(gradient: str, products: torch.dtype | None) -> None:
@@ -718,6 +759,7 @@ def test_a_loop_that_diverged_is_seen(gradient: str, products: torch.dtype | Non
         ({"constraint": "relu"}, "free, clip or softplus, got 'relu'"),
         ({"extra_steps": "wrap"}, "last or error, got 'wrap'"),
         ({"gradient": "numeric"}, "fused, explicit or autograd, got 'numeric'"),
+        ({"curvature": "full"}, "diagonal or kronecker, got 'full'"),
         ({"init_rate": 0.0}, "init_rate must be positive, got 0.0"),
         ({"init_rate": -0.1}, "init_rate must be positive"),
         ({"init_rate": math.nan}, "init_rate must be positive, got nan"),

@@ -23,6 +23,13 @@ def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int
     assert (found - torch.diag(values)).abs().max() < 1e-9
 
 
+def test_lower_precision_gives_the_same_direction_to_rounding() -> None:
+    given = matrix(32, 32).float()
+    exact, rounded = orthogonalised(given, 5), orthogonalised(given, 5, products=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() / exact.norm() < 0.1  # eight bits, through five cubic-like steps
+
+
 def test_a_zero_gradient_moves_nothing() -> None:
     assert not orthogonalised(torch.zeros(4, 4), 5).any()
 

@@ -228,6 +228,19 @@ def test_save_and_load(tmp_path: Path) -> None:
         assert (again.adapt(circle())(QUERY) == prior.adapt(circle())(QUERY)).all()
 
 
+def test_a_compact_file_rounds_what_scales_gradients_and_nothing_else(tmp_path: Path) -> None:
+    prior = small_prior()
+    prior.save(tmp_path / "whole.safetensors")
+    prior.save(tmp_path / "compact.safetensors", compact=True)
+    again = load(tmp_path / "compact.safetensors")
+    for (name, p), q in zip(prior.conditioner.named_parameters(), again.conditioner.parameters(), strict=True):
+        assert q.dtype == torch.float32 and torch.equal(q, p.half().float() if name.startswith("rates.") else p)
+    assert (tmp_path / "compact.safetensors").stat().st_size < (tmp_path / "whole.safetensors").stat().st_size
+    again.save(tmp_path / "twice.safetensors", compact=True)  # rounding once is rounding for good
+    once, twice = (load_state(tmp_path / f"{name}.safetensors", kind="prior")[0] for name in ("compact", "twice"))
+    assert once.keys() == twice.keys() and all(torch.equal(t, twice[name]) for name, t in once.items())
+
+
 def test_save_and_load_of_a_field(tmp_path: Path) -> None:
     sdf = small_prior("dense").adapt(*samples())
     sdf.save(tmp_path / "shape.safetensors")

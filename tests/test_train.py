@@ -465,7 +465,7 @@ def test_a_run_folder_holds_what_it_should(finished: Path, store: Store) -> None
 
 def test_a_changed_setting_is_named(finished: Path, store: Store) -> None:
     error = refused(finished, store, tiny(lr=5e-4, seed=3))
-    assert "(train.lr: 0.001 -> 0.0005; train.seed: 0 -> 3)" in error.what
+    assert "(train.lr: 0.002 -> 0.0005; train.seed: 0 -> 3)" in error.what
 
 
 def test_another_preset_is_named(finished: Path, store: Store) -> None:
@@ -849,6 +849,18 @@ def test_a_run_can_start_from_a_prior(finished: Path, store: Store, tmp_path: Pa
     again = trainer(tmp_path / "run", store, tiny(lr=5e-4), init=load(finished), steps=14)  # resumed, not started again
     again.fit()
     assert again.step == 14 and any("at step 12 " in text for text in again.monitor.said)  # type: ignore[attr-defined]
+
+
+def test_curvature_can_begin_from_a_prior_without(finished: Path, store: Store, tmp_path: Path) -> None:
+    curved = replace(tiny(), inner=replace(tiny().inner, curvature="kronecker"))
+    ours, prior = trainer(tmp_path / "run", store, curved, init=load(finished)), load(finished)
+    context = ours.loader.batch(0).context
+    with torch.no_grad(), ours.averaged():  # in full precision
+        for a, b in zip(ours.model(context), prior.conditioner(context), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # to rounding
+    ours.fit()
+    with pytest.raises(UsageError, match="other layers or rates"):
+        trainer(tmp_path / "plain", store, tiny(), init=load(tmp_path / "run"))
 
 
 MISMATCHES: dict[str, Experiment] = {

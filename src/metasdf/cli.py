@@ -251,6 +251,11 @@ def evaluate(
     click.echo("step          MSE          MAE  wrong sign %")
     for step, row in enumerate(zip(*result["after_step"].values(), strict=True)):
         click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
+    if runs > 1:
+        found = result["metrics"]
+        for name, end, note in (("mean", "", f"of the last step of {runs} runs"), ("std", "_std", "over runs; the steps above are the first run's")):
+            mse, mae, sign = (found[key + end] for key in ("mse", "mae", "misclassified"))
+            click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}   {note}")
     times = result["fit_ms"]
     click.echo(f"fit: {times['alone']:.1f} ms alone, {times['batched']:.1f} ms per shape in batches of {times['batch']}")
     if target is not None:

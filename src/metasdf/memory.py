@@ -69,7 +69,7 @@ def task_bytes(model: Conditioner, step: Callable[[], Tensor], *, first_order: b
         inside = (plain - bare) / config.steps  # what one inner step keeps
         if not first_order:
             return {False: plain + 0.6 * inside, True: bare + 1.5 * inside}
-        return dict.fromkeys((False, True), kept(checkpoint=False, second_order=0.0) + 0.6 * inside)
+        return dict.fromkeys((False, True), kept(checkpoint=False, second_order=0.0) + 0.8 * inside)
     finally:
         model.config, model.second_order = config, order
 

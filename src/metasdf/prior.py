@@ -58,10 +58,16 @@ class Prior(nn.Module):
         """Dense priors learn from signed distances, level-set priors from bare surface points."""
         return self.experiment.context == "dense"
 
-    def save(self, path: str | Path) -> None:
-        """Write the prior as one safetensors file, whole or not at all."""
+    def save(self, path: str | Path, *, compact: bool = False) -> None:
+        """Write the prior as one safetensors file, whole or not at all.
+
+        compact: what only scales gradients, rates and curvature, with 11 significant bits: half the size, as the shipped priors are.
+        """
+        tensors = self.conditioner.state_dict()
+        if compact:
+            tensors = {name: t.half() if name.startswith(("rates.", "curvature.")) else t for name, t in tensors.items()}
         state = {"experiment": to_dict(self.experiment), "extent": self.extent, "card": self.card}
-        save_state(Path(path), self.conditioner.state_dict(), state, kind="prior")
+        save_state(Path(path), tensors, state, kind="prior")
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""

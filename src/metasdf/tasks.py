@@ -52,10 +52,12 @@ ContextRule = Literal["dense", "levelset"]
 
 
 def draw_surface(rng: np.random.Generator, surface: np.ndarray, n: int) -> np.ndarray:
-    """n points of the zero level set: a subset where there are more, with replacement where there are fewer; never padding."""
-    if not len(surface):
+    """n points of the zero level set in random order: a subset where there are more; where there are fewer, each as often as any other, or
+    once more. Never padding, and no chance weights, which drawing with replacement would give the points of a small shape."""
+    k = len(surface)
+    if not k:
         raise ValueError("the shape has no surface points")
-    return surface[rng.choice(len(surface), n, replace=len(surface) < n)]
+    return surface[rng.permutation(np.concatenate([np.tile(np.arange(k), n // k), rng.permutation(k)[: n % k]]))]
 
 
 def dense(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int) -> Draw:

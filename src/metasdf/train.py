@@ -507,15 +507,18 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[str, Any]]:
     """Rates, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
     t = experiment.train
-    rates = {name: p for name, p in model.named_parameters() if name.startswith("rates.")}
-    others = {name: p for name, p in model.named_parameters() if name not in rates}
-    hidden = {name: p for name, p in others.items() if t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in others.items() if name not in hidden], "base_lr": t.lr},
-        {"params": list(hidden.values()), "base_lr": t.lr_muon, "orthogonal": True},
-        {"params": list(rates.values()), "base_lr": t.lr if t.lr_rates is None else t.lr_rates},
-    ]
-    return [group for group in groups if group["params"]]
+    kinds: dict[str, dict[str, list[Tensor]]] = {}  # of parameters: whose they are, and who steps them
+    for name, p in model.named_parameters():
+        own = name.split(".")[0] if name.startswith(("rates.", "curvature.")) else "theta"
+        hidden = own != "rates" and t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN
+        kinds.setdefault(own, {}).setdefault("muon" if hidden else "adam", []).append(p)
+    lr = {("theta", "adam"): t.lr, ("theta", "muon"): t.lr_muon, ("rates", "adam"): t.lr if t.lr_rates is None else t.lr_rates,
+          ("curvature", "adam"): t.lr, ("curvature", "muon"): t.lr_curvature}  # fmt: skip
+    muon = {"orthogonal": True, "products": PRODUCTS[t.products]}
+    return [
+        {"params": kinds[own][who], "base_lr": value, **(muon if who == "muon" else {})}
+        for (own, who), value in lr.items() if who in kinds.get(own, {})
+    ]  # fmt: skip
 
 
 def _check_fits(e: Experiment, loader: Loader) -> None:
@@ -543,7 +546,8 @@ def _load_into(model: Conditioner, prior: Prior, experiment: Experiment) -> None
         raise UsageError(f"--init has other layers or rates than this experiment ({', '.join(f'{k}: {was[k]}' for k in was if was[k] != now[k])})",
                          where=prior.experiment.name, fix="use the same field and inner settings, see: metasdf models NAME")  # fmt: skip
     try:
-        model.load_state_dict(prior.conditioner.state_dict())
+        straight = {name: t for name, t in model.state_dict().items() if name.startswith("curvature.")}  # a prior without any changes nothing
+        model.load_state_dict(straight | prior.conditioner.state_dict())
     except RuntimeError as error:
         raise UsageError("--init has other layers or rates than this experiment", where=prior.experiment.name, cause=str(error).splitlines()[0],
                          fix="use the same field and inner settings, see: metasdf models NAME") from error  # fmt: skip

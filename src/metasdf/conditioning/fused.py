@@ -1,9 +1,8 @@
-"""One inner step and its derivative in closed form, without a graph: the fast form of `inner_loop`.
+"""The gradient of an inner step and its derivative in closed form, without a graph: the fast form of `inner_loop`.
 
-Forwards, phi' = phi - alpha * grad L(phi). Backwards, with v = dF/dphi' of whatever F comes later,
-    dF/dalpha = -v * grad L    and    dF/dphi = v - H (alpha * v),
-where H is the Hessian of L at phi. So differentiating an inner step is one Hessian-vector product, and Pearlmutter's R-operator
-(Neural Computation 6, 1994) gives it as a tangent of the forward and backward pass: two products for each one of theirs, nothing more.
+Forwards, g = grad L(phi). Backwards, with u = dF/dg of whatever F comes later, dF/dphi = H u, where H is the Hessian of L at phi. Pearlmutter's
+R-operator (Neural Computation 6, 1994) gives that product as a tangent of the forward and backward pass: two products for each one of theirs,
+nothing more.
 """
 
 from __future__ import annotations
@@ -32,46 +31,61 @@ class Step:
     head: Head
     products: torch.dtype | None = None
     second_order: float = 1.0
-    recompute: bool = False  # keep phi alone, and repeat the forward pass in the backward pass
 
 
-def inner_step(params: Params, rates: Params, context: Observations, step: Step) -> Params:
-    """phi - alpha * grad of head.loss on each task's context, differentiable once with respect to phi and alpha.
+def fused_gradient(params: Params, context: Observations, step: Step) -> Params:
+    """grad of head.loss on each task's context with respect to params, differentiable once.
 
     Raises ValueError where shapes do not fit the field.
     """
     check_shapes(params, context.x, step.spec)
-    return _layered(_InnerStep.apply(step, context, *_flat(params), *_flat(rates)))
+    return _layered(_Gradient.apply(step, context, *_flat(params)))
 
 
-class _InnerStep(torch.autograd.Function):
+def descend(params: Params, rates: Params, grads: Params) -> Params:
+    """phi - alpha * g."""
+    pairs = zip(_flat(params), _flat(rates), _flat(grads), strict=True)
+    return _layered([_Descent.apply(p, a, g) for p, a, g in pairs])
+
+
+class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: Step, context: Observations, *flat: Tensor) -> tuple[Tensor, ...]:
-        params, rates = flat[: len(flat) // 2], flat[len(flat) // 2 :]
-        passes = _Pass(step, context, params)
-        passes.run(params)
-        if any(ctx.needs_input_grad):
-            ctx.step, ctx.context, ctx.n = step, context, len(flat)
-            ctx.save_for_backward(*flat, *(passes.gradient if not step.second_order else [] if step.recompute else passes.kept))
-        return tuple(torch.addcmul(p, a, g, value=-1) for p, a, g in zip(params, rates, passes.gradient, strict=True))
+        passes = _Pass(step, context, layers=len(flat) // 2)
+        passes.run(flat)
+        gradient = tuple(passes.gradient)
+        if not step.second_order:
+            ctx.mark_non_differentiable(*gradient)
+        elif any(ctx.needs_input_grad):
+            ctx.step, ctx.context, ctx.shapes = step, context, [p.shape for p in flat]
+            ctx.save_for_backward(*passes.kept)
+        return gradient
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *vs: Tensor) -> tuple[Tensor | None, ...]:
-        step, flat, kept = ctx.step, ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
-        params, rates = flat[: ctx.n // 2], flat[ctx.n // 2 :]
-        passes = _Pass(step, ctx.context, params)
-        if not step.second_order:
-            passes.gradient = list(kept)
-        elif kept:
-            passes.kept = list(kept)
-        else:
-            passes.run(params)
-        to_rates = [(v * g).sum_to_size(a.shape).neg_() for v, g, a in zip(vs, passes.gradient, rates, strict=True)]
-        if step.second_order:
-            product = passes.hessian_product([v * a for v, a in zip(vs, rates, strict=True)])
-            vs = tuple(v if h is None else torch.sub(v, h, alpha=step.second_order) for v, h in zip(vs, product, strict=True))
-        return None, None, *(v.sum_to_size(p.shape) for v, p in zip(vs, params, strict=True)), *to_rates
+    def backward(ctx: Any, *us: Tensor) -> tuple[Tensor | None, ...]:
+        passes = _Pass(ctx.step, ctx.context, layers=len(us) // 2)
+        passes.kept = list(ctx.saved_tensors)
+        share = ctx.step.second_order
+        product = [None if h is None else h if share == 1.0 else share * h for h in passes.hessian_product(us)]
+        return None, None, *(None if h is None else h.sum_to_size(shape) for h, shape in zip(product, ctx.shapes, strict=True))
+
+
+class _Descent(torch.autograd.Function):
+    """p - a * g in one pass each way; autograd's own would multiply by -1 twice more."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, a: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(a, g)
+        ctx.shape = p.shape
+        return torch.addcmul(p, a, g, value=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        a, g = ctx.saved_tensors
+        _, to_rate, to_gradient = ctx.needs_input_grad
+        return v.sum_to_size(ctx.shape), (v * g).sum_to_size(a.shape).neg_() if to_rate else None, v * -a if to_gradient else None
 
 
 class _Pass:
@@ -85,23 +99,23 @@ class _Pass:
     gradient: list[Tensor]  # dL/dphi, weights and biases in turn, (*B, ...)
     out: Tensor
 
-    def __init__(self, step: Step, context: Observations, params: Sequence[Tensor]) -> None:
+    def __init__(self, step: Step, context: Observations, *, layers: int) -> None:
         self.spec, self.head, self.context = step.spec, step.head, context
-        self.relu, self.layers = step.spec.activation == "relu", len(params) // 2
-        self.full = params[0].dtype
+        self.relu, self.layers = step.spec.activation == "relu", layers
+        self.full = context.x.dtype
         self.low = step.products or self.full
 
     @property
     def kept(self) -> list[Tensor]:
-        """All that `hessian_product` and the rates' gradients need of `run`."""
-        return [*self.weights, *self.inputs, *self.slopes, *self.deltas, *self.backs, *self.gradient, self.out]
+        """All that `hessian_product` needs of `run`."""
+        return [*self.weights, *self.inputs, *self.slopes, *self.deltas, *self.backs, self.out]
 
     @kept.setter
     def kept(self, tensors: list[Tensor]) -> None:
         rest = iter(tensors)
         n = self.layers
-        sizes = n, n, n - 1, n, 0 if self.relu else n - 1, 2 * n
-        self.weights, self.inputs, self.slopes, self.deltas, self.backs, self.gradient = (list(islice(rest, size)) for size in sizes)
+        sizes = n, n, n - 1, n, 0 if self.relu else n - 1
+        self.weights, self.inputs, self.slopes, self.deltas, self.backs = (list(islice(rest, size)) for size in sizes)
         (self.out,) = rest
 
     def run(self, params: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metasdf.conditioning.fused import Step, inner_step
+from metasdf.conditioning.fused import Step, descend, fused_gradient
 from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp
 from metasdf.heads import Head
 from metasdf.tasks import Observations
@@ -29,6 +29,7 @@ class InnerLoopConfig:
     constraint: Literal["free", "clip", "softplus"] = "free"  # clip: projected to >= 0 after each optimiser step; softplus: > 0 by form
     extra_steps: Literal["last", "error"] = "last"  # steps beyond the trained ones use the rates of the last trained step, or are refused
     gradient: Literal["fused", "explicit", "autograd"] = "fused"  # the same numbers, from fast to plain
+    curvature: Literal["diagonal", "kronecker"] = "diagonal"  # rates alone, or matrices on either side of each gradient too: see Curvature
     checkpoint: bool = False  # keep only phi after each step and recompute inside it: O(n + m) memory instead of O(n m)
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class InnerLoopConfig:
             raise ValueError(f"InnerLoopConfig.extra_steps must be last or error, got {self.extra_steps!r}")
         if self.gradient not in ("fused", "explicit", "autograd"):
             raise ValueError(f"InnerLoopConfig.gradient must be fused, explicit or autograd, got {self.gradient!r}")
+        if self.curvature not in ("diagonal", "kronecker"):
+            raise ValueError(f"InnerLoopConfig.curvature must be diagonal or kronecker, got {self.curvature!r}")
         if not self.init_rate > 0:
             raise ValueError(f"InnerLoopConfig.init_rate must be positive, got {self.init_rate}")
 
@@ -95,6 +98,27 @@ class Rates(nn.Module):
                 raw.clamp_(min=0.0)
 
 
+class Curvature(nn.Module):
+    """Learned matrices on either side of every gradient: G -> L G R (Meta-Curvature, Park and Oliva, NeurIPS 2019), shared by all steps.
+
+    Rates scale single numbers; L and R let what one unit learns move its neighbours. The gradient of a bias takes part on the left. Both begin
+    as identities, so training starts from plain rates.
+    """
+
+    def __init__(self, spec: FieldSpec) -> None:
+        super().__init__()
+        self.left = nn.ParameterList([nn.Parameter(torch.eye(out)) for out, _ in spec.shapes])
+        self.right = nn.ParameterList([nn.Parameter(torch.eye(inn)) for _, inn in spec.shapes])
+
+    def forward(self, grads: Params, *, products: torch.dtype | None = None) -> Params:
+        shaped = []
+        for (weight, bias), left, right in zip(grads, self.left, self.right, strict=True):
+            low = products or weight.dtype
+            product = left.to(low) @ (weight.to(low) @ right.to(low))
+            shaped.append(Layer(product.to(weight.dtype), bias @ left.mT))
+        return tuple(shaped)
+
+
 def inner_gradient(
     params: Params, context: Observations, spec: FieldSpec, head: Head, *, products: torch.dtype | None = None
 ) -> Params:
@@ -136,11 +160,13 @@ def inner_loop(
     steps: int | None = None,
     second_order: float = 1.0,
     products: torch.dtype | None = None,
+    curvature: Curvature | None = None,
 ) -> list[Params]:
     """theta, phi_1, ..., phi_k: the parameters before the first step and after each.
 
     second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
     (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
+    curvature: what shapes each gradient before the rates do.
     Of the three forms `config.gradient` names, the fused one has no second derivatives and none with respect to the context; for those of
     the context the explicit one takes its place.
     steps: more than `config.steps` follow `config.extra_steps`; the rates never change silently.
@@ -151,23 +177,24 @@ def inner_loop(
         raise ValueError(f"steps must not be negative, got {steps}")
     if not context.x.shape[-2]:
         raise ValueError("the context is empty, there is nothing to adapt to")
-    if config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad):
-        form = Step(spec, head, products=products, second_order=second_order, recompute=config.checkpoint)
-        path = [theta]
-        for j in range(config.steps if steps is None else steps):
-            path.append(inner_step(path[-1], rates(j), context, form))
-        return path
-    gradient = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
+    fused = config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad)
+    form = Step(spec, head, products=products, second_order=second_order)
+    plain = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
+
+    def gradient(params: Params) -> Params:
+        if fused:
+            return fused_gradient(params, context, form)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and second_order > 0.0):
+            grads = plain(params, context, spec, head, products=products)
+        if 0.0 < second_order < 1.0:
+            grads = tuple(Layer(*(second_order * g + (1.0 - second_order) * g.detach() for g in layer)) for layer in grads)
+        return grads
 
     def step(j: int, params: Params) -> Params:
-        if second_order == 0.0:
-            with torch.no_grad():
-                grads = gradient(params, context, spec, head, products=products)
-        else:
-            grads = gradient(params, context, spec, head, products=products)
-            if second_order < 1.0:
-                grads = tuple(Layer(*(second_order * g + (1.0 - second_order) * g.detach() for g in layer)) for layer in grads)
-        return _descend(params, rates(j), grads)
+        grads = gradient(params)
+        if curvature is not None:
+            grads = curvature(grads, products=products)
+        return (descend if fused else _descend)(params, rates(j), grads)
 
     path = [theta]
     for j in range(config.steps if steps is None else steps):

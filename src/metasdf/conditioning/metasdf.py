@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metasdf.conditioning.base import Conditioner
-from metasdf.conditioning.inner_loop import InnerLoopConfig, Rates, inner_loop
+from metasdf.conditioning.inner_loop import Curvature, InnerLoopConfig, Rates, inner_loop
 from metasdf.fields import FieldSpec, Layer, Params, initialise
 from metasdf.heads import Distance, Head
 from metasdf.tasks import Observations
@@ -26,6 +26,7 @@ class MetaSDF(Conditioner):
             raise ValueError(f"the head reads {self.head.channels} outputs, the field has {spec.out_dim}")
         self._theta = nn.ParameterList([nn.Parameter(t) for layer in initialise(spec, generator=generator) for t in layer])
         self.rates = Rates(spec, self.config)
+        self.curvature = Curvature(spec) if self.config.curvature == "kronecker" else None
         self.second_order = 1.0  # set by the trainer's annealing; see inner_loop
         self.products: torch.dtype | None = None  # precision of the products between hidden layers; see field
 
@@ -39,7 +40,7 @@ class MetaSDF(Conditioner):
         rates = self.rates.sequence(self.config.steps if steps is None else max(steps, 0))
         return inner_loop(
             self.theta, rates.__getitem__, context, spec=self.spec, head=self.head, config=self.config, steps=steps,
-            second_order=self.second_order, products=self.products,
+            second_order=self.second_order, products=self.products, curvature=self.curvature,
         )  # fmt: skip
 
     def forward(self, context: Observations, *, steps: int | None = None) -> Params:
