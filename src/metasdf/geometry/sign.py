@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metasdf.errors import UsageError
-from metasdf.geometry.mesh import Mesh, areas, bounds, clean, face_normals, prune
+from metasdf.geometry.mesh import Mesh, areas, bounds, check, clean, face_normals, prune
 from metasdf.geometry.native import Scene, chunks, coherent, winding_number
 from metasdf.geometry.sampling import near_surface, surface_points
 
@@ -51,7 +51,7 @@ class Faces(NamedTuple):
 
 def look_at(mesh: Mesh) -> Faces:
     """Raises InputError for a mesh without a surface."""
-    mesh = clean(_close_seams(prune(mesh)), coincident=False)
+    mesh = clean(_close_seams(prune(check(mesh))), coincident=False)
     order = np.argsort(mesh.faces, 1, kind="stable")
     way = np.where((order[:, 1] - order[:, 0]) % 3 == 1, 1, -1)  # 1: turned into ascending order, -1: mirrored
     corners, copy = np.unique(np.take_along_axis(mesh.faces, order, 1), axis=0, return_inverse=True)

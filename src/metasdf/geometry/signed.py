@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metasdf.errors import UsageError
-from metasdf.geometry.mesh import Mesh, areas, check, concatenate, face_normals
+from metasdf.geometry.mesh import Mesh, areas, concatenate, face_normals
 from metasdf.geometry.native import Tree, points
 from metasdf.geometry.sign import BESIDE, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
 
@@ -37,24 +37,22 @@ class MeshSDF:
         """thickness: how much is added to sheets on each side, in the mesh's units. Raises InputError, UsageError."""
         if not 0 <= thickness < np.inf:
             raise UsageError("A thickness is a length, zero or more", where=f"thickness={thickness}")
-        faces = look_at(check(mesh))
+        faces = look_at(mesh)
         self.thickness = thickness
         self._sign, self.method, self.reason, self.agreement, self.agreement_uniform = choose(faces, sign)
         self.solid, self.sheets = split(faces.mesh, self._sign)
         self.surface = concatenate((self.solid, self.sheets))
-        self._solid, self._sheets = (Tree(part) if len(part.faces) else None for part in (self.solid, self.sheets))
-        self.kind: Literal["solid", "sheet", "mixed"] = "sheet" if self._solid is None else "solid" if self._sheets is None else "mixed"
         self.solid_share = float(areas(self.solid).sum() / areas(self.surface).sum())
+        self.kind: Literal["solid", "sheet", "mixed"] = "solid" if self.solid_share > 0.999 else "mixed" if len(self.solid.faces) else "sheet"
+        self._tree = Tree(self.surface)
+        self._sheets = Tree(self.sheets) if thickness and len(self.sheets.faces) else None
 
     def __call__(self, x: ArrayLike) -> Floats:
         x = points(x)
-        s = np.full(len(x), np.inf)
-        if self._solid is not None:
-            s = np.sqrt(self._solid.closest(x).squared)
+        s = np.sqrt(self._tree.closest(x).squared)
+        if self.kind != "sheet":
             s = np.where(self._sign.inside(x), -s, s) + 0.0  # no negative zeros
-        if self._sheets is not None:
-            s = np.minimum(s, np.sqrt(self._sheets.closest(x).squared) - self.thickness)
-        return s
+        return s if self._sheets is None else np.minimum(s, np.sqrt(self._sheets.closest(x).squared) - self.thickness)
 
 
 def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", thickness: float = 0.0) -> MeshSDF:
@@ -70,7 +68,7 @@ def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", thickness: float = 0.
         mesh = mesh.vertices, mesh.faces
     if not isinstance(mesh, tuple | list) or len(mesh) != 2:
         raise UsageError("A mesh is a path, a pair (vertices, faces), or something that has both", where=f"a {type(mesh).__name__}")
-    return MeshSDF(check(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1]))), sign=sign, thickness=thickness)
+    return MeshSDF(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1])), sign=sign, thickness=thickness)
 
 
 def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
@@ -86,7 +84,7 @@ def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
     small = np.concatenate((pieces[~large], cut(pieces[large][mixed], FINE * size)))
     triangles = np.concatenate((pieces[large][~mixed], small))
     kind = np.concatenate((found[~mixed, 0], _sides(small, sign, size, places=_PLACES[:1])[:, 0]))
-    if isinstance(sign, Visibility):
+    if isinstance(sign, Visibility) or (kind == _WITHIN).all():
         kind[kind == _WITHIN] = _OUTWARDS  # it errs beside single faces, and none should be lost
     solid = np.concatenate((triangles[kind == _OUTWARDS], triangles[kind == _INWARDS][:, ::-1]))
     return _soup(solid), _soup(triangles[kind == _SHEET])
