@@ -39,12 +39,12 @@ def errors(sign: Sign, solid: str) -> float:
 @pytest.mark.parametrize("solid", SOLIDS)
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_defects(solid: str, defect: str) -> None:
-    """Missing faces are all that hurts: the shape is another one there. Measured: winding 0.35 % at most, visibility 0.85 %; all else 0. In the
-    cup, whose inner wall sees hardly more of the sky from its mouth than through its holes, visibility errs by 0.5 %, with holes by 7.9 %."""
+    """Missing faces are all that hurts: the shape is another one there. Measured: winding 0.35 % at most, visibility 0.55 %; all else 0. In the
+    cup, whose inner wall sees hardly more of the sky from its mouth than through its holes, visibility errs by 0.5 %, with holes by 4.8 %."""
     broken = look_at(DEFECTS[defect](SOLIDS[solid]))
     holes = defect in ("10 % missing", "all at once")
     assert errors(Winding(broken), solid) <= (0.005 if holes else 0)
-    assert errors(Visibility(broken), solid) <= ((0.12 if holes else 0.008) if solid == "cup" else 0.013 if holes else 0)
+    assert errors(Visibility(broken), solid) <= ((0.07 if holes else 0.008) if solid == "cup" else 0.008 if holes else 0)
 
 
 @pytest.mark.parametrize("solid", SOLIDS)
@@ -62,13 +62,18 @@ def test_the_plainest_method_is_worse() -> None:
 
 
 def test_faces_without_neighbours_are_left_to_visibility() -> None:
-    """No corner is shared and a tenth is missing: each face is turned by itself, and the cup's inner wall looks the wrong way."""
+    """No corner is shared and a tenth is missing: each face is turned by itself, and for the cup's inner wall that is a guess."""
     mesh = shaken(DEFECTS["all at once"](SOLIDS["cup"]), 1e-5)
     choice = chosen(mesh)
-    assert choice.method == "visibility" and "winding numbers change across" in choice.reason
+    assert choice.method == "visibility" and "could face either way" in choice.reason and choice.agreement < 0.9
     wrong = [errors(sign, "cup") for sign in (choice.sign, chosen(mesh, "winding").sign)]
-    assert wrong[0] < 0.11 and wrong[1] > 0.15  # measured: 0.075 and 0.196
-    assert choice.agreement < 0.9
+    assert wrong[0] < 0.1 and wrong[1] > 0.15  # measured: 0.07 and 0.2
+
+
+def test_seams_that_rounding_opened() -> None:
+    mesh = shaken(SOLIDS["torus"], 1e-9)
+    assert chosen(mesh).reason.startswith("the surface is closed")
+    assert errors(chosen(mesh).sign, "torus") == 0
 
 
 def test_inside_out() -> None:
@@ -116,7 +121,7 @@ def test_sheets_have_no_inside() -> None:
     for mesh in (flat, bowl, pair):
         for variant in (mesh, double_sided(mesh), flipped(mesh, 0.5)):
             choice = chosen(variant)
-            assert not choice.sign.inside(x).any() and "no inside" in choice.reason and choice.agreement == 1
+            assert not choice.sign.inside(x).any() and "no inside" in choice.reason and choice.agreement > 0.99
 
 
 def test_a_box_without_a_side_is_filled() -> None:
@@ -129,7 +134,7 @@ def test_a_box_without_a_side_is_filled() -> None:
 
 def test_what_is_said() -> None:
     reason = chosen(double_sided(without(SOLIDS["ball"], 0.1))).reason
-    assert "50% of the faces lie on others" in reason and "of the edges are open" in reason and "the methods agree on 99" in reason
+    assert "50% of the faces lie on others" in reason and "of the edges are open" in reason and "the methods agree on" in reason
     assert chosen(SOLIDS["ball"], "visibility").reason.startswith("as asked")
 
 

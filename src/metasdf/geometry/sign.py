@@ -14,11 +14,14 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from metasdf.errors import UsageError
-from metasdf.geometry.mesh import Mesh, areas, bounds, check, clean, face_normals, prune
+from metasdf.geometry.mesh import Mesh, areas, bounds, check, clean, face_normals, weld
 from metasdf.geometry.native import Scene, chunks, coherent, winding_number
-from metasdf.geometry.sampling import near_surface, surface_points
+from metasdf.geometry.sampling import near_surface
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -26,9 +29,10 @@ SignMethod = Literal["auto", "winding", "visibility"]
 
 RAYS = 32
 BESIDE = 1e-4  # how far beside a face its two sides are looked at, in mesh sizes
-OPEN = 0.25  # a side that sees this much of the sky is outside, even if the other side sees more: a sheet, a bowl
+SHEET = 0.4  # a side that sees this much of what the other one sees is outside too: both sides of a sheet or a bowl, not a ball with holes
+OPEN = 0.25  # where even the better side sees less of the sky than this, sides that see alike are no sheet but leave the orientation in doubt
+DOUBT = 0.1  # with more of the surface in doubt, the winding number is not trusted
 TESTS = 2048  # points of each kind on which the methods are compared
-MARGIN = 0.03  # visibility must be better by this to be preferred; between 0.02 and 0.1 all tried meshes decide alike
 # Sides of a face are looked at from four places of it, in turn.
 _PLACES = np.array([[2, 2, 2], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / 6
 
@@ -51,7 +55,7 @@ class Faces(NamedTuple):
 
 def look_at(mesh: Mesh) -> Faces:
     """Raises InputError for a mesh without a surface."""
-    mesh = clean(_close_seams(prune(check(mesh))), coincident=False)
+    mesh = clean(_close_seams(check(mesh)), coincident=False)
     order = np.argsort(mesh.faces, 1, kind="stable")
     way = np.where((order[:, 1] - order[:, 0]) % 3 == 1, 1, -1)  # 1: turned into ascending order, -1: mirrored
     corners, copy = np.unique(np.take_along_axis(mesh.faces, order, 1), axis=0, return_inverse=True)
@@ -62,10 +66,12 @@ def look_at(mesh: Mesh) -> Faces:
 
 
 def _close_seams(mesh: Mesh) -> Mesh:
-    """Corners that rounding has parted, by less than 1e-7 of the mesh's size, become equal: neighbours know each other by them."""
-    cells = np.round((mesh.vertices - bounds(mesh)[0]) * (1e7 / size_of(mesh)))
-    first, cell = np.unique(cells, axis=0, return_index=True, return_inverse=True)[1:]
-    return Mesh(mesh.vertices[first[cell.ravel()]], mesh.faces)
+    """Corners that rounding has parted, by less than 1e-7 of the mesh's size, become one: neighbours know each other by them."""
+    mesh = weld(mesh)
+    pairs = cKDTree(mesh.vertices).query_pairs(1e-7 * size_of(mesh), output_type="ndarray")
+    links = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(mesh.vertices),) * 2)
+    cluster = connected_components(links, directed=False)[1]
+    return Mesh(mesh.vertices, np.unique(cluster, return_index=True)[1][cluster][mesh.faces])
 
 
 def sphere(n: int) -> Floats:
@@ -113,8 +119,10 @@ class Winding:
         upright = 1 if (votes * as_given).sum() >= 0 else -1  # -1: the whole model is inside out
         hidden = np.bincount(patch, area * (front + back)) == 0
         votes = np.where(hidden, upright * as_given, votes)
-        sheet = np.bincount(patch, area * np.minimum(front, back)) > OPEN * np.bincount(patch, area)
-        kept = ~(sheet[patch] | (hidden[patch] & given.undecided))
+        total, most = np.bincount(patch, area), np.bincount(patch, area * np.maximum(front, back))
+        alike, bright = np.bincount(patch, area * np.minimum(front, back)) > SHEET * most, most > OPEN * total
+        self.doubtful = float(total[alike & ~bright].sum() / total.sum())  # share of the area whose orientation is a guess
+        kept = ~((alike & bright)[patch] | (hidden[patch] & given.undecided))
         self.mesh = Mesh(given.mesh.vertices, np.where(votes[patch, None] < 0, faces[:, ::-1], faces)[kept])
         self.open_edges = _open_edges(self.mesh)
         self.simple = self.open_edges == 0 and patch.max() == 0 and bool(kept.all())  # closed and in one piece: all of it is surface
@@ -128,7 +136,7 @@ class Visibility:
 
     def __init__(self, given: Faces) -> None:
         seen, self._scene, self._normals = given.seen, given.scene, face_normals(given.mesh)
-        self._outer = np.where((seen > OPEN) | ((seen > 0) & (seen >= seen[:, ::-1])), 1, -1).astype(np.int8)
+        self._outer = np.where((seen > 0) & (seen >= SHEET * seen[:, ::-1]), 1, -1).astype(np.int8)
 
     def inside(self, x: Floats) -> Bools:
         result = np.zeros(len(x), np.bool_)
@@ -153,8 +161,8 @@ class Choice(NamedTuple):
 
 
 def choose(given: Faces, method: SignMethod = "auto") -> Choice:
-    """Build both methods, compare them, take one. `auto` takes the winding number unless the surface is open and visibility clearly more
-    consistent. Raises UsageError for a wrong name."""
+    """Build both methods, compare them, take one. `auto` takes the winding number unless it would be a guess how faces are oriented.
+    Raises UsageError for a wrong name."""
     if method not in ("auto", "winding", "visibility"):
         raise UsageError("No such way to find the sign", where=f"sign={method!r}", fix='use "auto", "winding" or "visibility"')
     winding, visibility = Winding(given), Visibility(given)
@@ -168,35 +176,10 @@ def choose(given: Faces, method: SignMethod = "auto") -> Choice:
     elif not winding.open_edges:
         method, reason = "winding", "the surface is closed, so winding numbers are whole"
     else:
-        scores = [consistency(sign, given) for sign in (winding, visibility)]
-        method = "winding" if scores[0].total >= scores[1].total - MARGIN else "visibility"
-        says = [f"across {score.across:.0%} of the visible surface and {score.free:.1%} of free ways" for score in scores]
-        reason = f"{winding.open_edges:.1%} of the edges are open; winding numbers change {says[0]}, visibility {says[1]}"
+        method = "winding" if winding.doubtful <= DOUBT else "visibility"
+        reason = f"{winding.open_edges:.1%} of the edges are open and {winding.doubtful:.0%} of the surface could face either way, so " + (
+            "winding numbers close the holes" if method == "winding" else "winding numbers would be a guess")
     return Choice(winding if method == "winding" else visibility, method, f"{reason}; {facts}", *agreement)
-
-
-class Consistency(NamedTuple):
-    """A good sign changes at the surface, and nowhere else."""
-
-    across: float  # share of the visible surface across which it changes
-    free: float  # share of short ways that meet no face along which it changes
-
-    @property
-    def total(self) -> float:
-        return self.across - self.free
-
-
-def consistency(sign: Sign, given: Faces) -> Consistency:
-    rng, size = np.random.default_rng(1), size_of(given.mesh)
-    on = surface_points(given.mesh, TESTS, rng=rng)
-    beside = BESIDE * size * on.normals
-    change = sign.inside(on.points + beside) != sign.inside(on.points - beside)
-    start, direction = on.points + rng.normal(0, 0.02 * size, (TESTS, 3)), rng.normal(size=(TESTS, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    length = np.minimum(0.9 * given.scene.first_hits(start, direction).distance, 0.05 * size)
-    free = sign.inside(start) != sign.inside(start + length[:, None] * direction)
-    visible = given.seen[on.faces].any(1)
-    return Consistency(float(change[visible].sum() / max(visible.sum(), 1)), float(free.mean()))
 
 
 def _test_points(mesh: Mesh) -> tuple[Floats, Floats]:
