@@ -1,0 +1,125 @@
+"""The signed distance function of any triangle mesh, with holes, flipped, doubled and missing faces: how far, and inside or outside.
+
+Distance and sign are separate questions. The sign (see `sign`) decides what is inside; the surface is the part of the faces where inside ends.
+Faces with inside on both sides, parts within parts and the ends of parts that reach into others, are no surface and do not count for the
+distance. Faces with outside on both sides are sheets: the distance to them is never negative, unless they are given a thickness.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metasdf.errors import UsageError
+from metasdf.geometry.mesh import Mesh, areas, concatenate, face_normals
+from metasdf.geometry.native import Tree, points
+from metasdf.geometry.sign import BESIDE, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
+
+Floats = NDArray[np.float64]
+
+COARSE, FINE = 1 / 16, 1 / 64  # edges of the pieces that faces are cut into to see where parts enter each other, in mesh sizes
+_PLACES = np.array([[1, 1, 1], [2.4, 0.3, 0.3], [0.3, 2.4, 0.3], [0.3, 0.3, 2.4]]) / 3  # where a piece's two sides are looked at
+
+
+class MeshSDF:
+    """`sdf(x)`: signed distances (N,) float64 at points x (N, 3), in the mesh's own units, negative inside, 0 on the surface.
+
+    method, reason: how the sign is found and why, for the user. agreement, agreement_uniform: on which share of test points, near the surface
+    and all over the bounding box, two independent methods find the same sign: the mesh's quality, 1 is best.
+    solid, sheets: the faces that bound the inside, turned outwards, and those with outside on both sides; surface: both in one mesh.
+    kind: "solid", "sheet" (nothing is inside: no distance is negative unless there is a thickness), or "mixed". solid_share: of the area.
+    """
+
+    def __init__(self, mesh: Mesh, *, sign: SignMethod = "auto", thickness: float = 0.0) -> None:
+        """thickness: how much is added to sheets on each side, in the mesh's units. Raises InputError, UsageError."""
+        if not 0 <= thickness < np.inf:
+            raise UsageError("A thickness is a length, zero or more", where=f"thickness={thickness}")
+        faces = look_at(mesh)
+        self.thickness = thickness
+        self._sign, self.method, self.reason, self.agreement, self.agreement_uniform = choose(faces, sign)
+        self.solid, self.sheets = split(faces.mesh, self._sign)
+        self.surface = concatenate((self.solid, self.sheets))
+        self.solid_share = float(areas(self.solid).sum() / areas(self.surface).sum())
+        self.kind: Literal["solid", "sheet", "mixed"] = "solid" if self.solid_share > 0.999 else "mixed" if len(self.solid.faces) else "sheet"
+        self._tree = Tree(self.surface)
+        self._sheets = Tree(self.sheets) if thickness and len(self.sheets.faces) else None
+
+    def __call__(self, x: ArrayLike) -> Floats:
+        x = points(x)
+        s = np.sqrt(self._tree.closest(x).squared)
+        if self.kind != "sheet":
+            s = np.where(self._sign.inside(x), -s, s) + 0.0  # no negative zeros
+        return s if self._sheets is None else np.minimum(s, np.sqrt(self._sheets.closest(x).squared) - self.thickness)
+
+
+def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", thickness: float = 0.0) -> MeshSDF:
+    """The signed distance function of a mesh: a path to a file, a pair (vertices, faces), or anything with `.vertices` and `.faces`.
+
+    Raises InputError if it has no surface or cannot be read, UsageError if it is something else.
+    """
+    if isinstance(mesh, str | Path):
+        from metasdf.geometry.io import read_mesh  # here, because its readers are not needed by those who have a mesh
+
+        mesh = read_mesh(Path(mesh))
+    if hasattr(mesh, "vertices") and hasattr(mesh, "faces"):
+        mesh = mesh.vertices, mesh.faces
+    if not isinstance(mesh, tuple | list) or len(mesh) != 2:
+        raise UsageError("A mesh is a path, a pair (vertices, faces), or something that has both", where=f"a {type(mesh).__name__}")
+    return MeshSDF(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1])), sign=sign, thickness=thickness)
+
+
+def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
+    """The faces where inside ends, turned outwards, and the sheets; by winding numbers, faces with inside on both sides are left out.
+    Where a large face is several of these it is cut, so its parts are right to 1/64 of the mesh's size."""
+    if isinstance(sign, Winding) and sign.simple:
+        return sign.mesh, _soup(np.zeros((0, 3, 3)))
+    size = size_of(mesh)
+    pieces = cut(mesh.vertices[mesh.faces], COARSE * size)
+    large = _edges(pieces).max(1) > FINE * size
+    found = _sides(pieces[large], sign, size, places=_PLACES)
+    mixed = (found != found[:, :1]).any(1)
+    small = np.concatenate((pieces[~large], cut(pieces[large][mixed], FINE * size)))
+    triangles = np.concatenate((pieces[large][~mixed], small))
+    kind = np.concatenate((found[~mixed, 0], _sides(small, sign, size, places=_PLACES[:1])[:, 0]))
+    if isinstance(sign, Visibility) or (kind == _WITHIN).all():
+        kind[kind == _WITHIN] = _OUTWARDS  # it errs beside single faces, and none should be lost
+    solid = np.concatenate((triangles[kind == _OUTWARDS], triangles[kind == _INWARDS][:, ::-1]))
+    return _soup(solid), _soup(triangles[kind == _SHEET])
+
+
+def cut(triangles: Floats, longest: float) -> Floats:
+    """Triangles (F, 3, 3) halved until no edge is longer, or there are some 300,000."""
+    longest = max(longest, float(np.sqrt(areas(_soup(triangles)).sum() / 50_000)))
+    done = []
+    while len(triangles):
+        edges = _edges(triangles)
+        far = edges.max(1) > longest
+        done.append(triangles[~far])
+        first = edges[far].argmax(1)
+        a, b, c = (triangles[far][np.arange(len(first)), (first + k) % 3] for k in range(3))
+        middle = (a + b) / 2
+        triangles = np.concatenate((np.stack((a, middle, c), 1), np.stack((middle, b, c), 1)))
+    return np.concatenate(done) if done else triangles
+
+
+_SHEET, _OUTWARDS, _INWARDS, _WITHIN = range(4)
+
+
+def _sides(triangles: Floats, sign: Sign, size: float, *, places: Floats) -> NDArray[np.int64]:
+    """What is on the two sides of triangles (F, 3, 3) at some places (P, 3), as barycentric coordinates: (F, P) of the four kinds above."""
+    x = np.einsum("pc,fcd->fpd", places, triangles)
+    beside = BESIDE * size * face_normals(_soup(triangles))[:, None]
+    front, back = (sign.inside((x + side).reshape(-1, 3)).reshape(x.shape[:2]) for side in (beside, -beside))
+    return back + 2 * front
+
+
+def _edges(triangles: Floats) -> Floats:
+    """Lengths (F, 3) of the edges from each corner to the next."""
+    return np.linalg.norm(np.roll(triangles, -1, 1) - triangles, axis=2)
+
+
+def _soup(triangles: Floats) -> Mesh:
+    return Mesh(triangles.reshape(-1, 3), np.arange(3 * len(triangles)).reshape(-1, 3))
