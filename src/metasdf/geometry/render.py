@@ -98,10 +98,12 @@ def _check(mesh: Mesh, *, up: str, perspective: float, supersample: int) -> None
     if up not in ("y", "z") or not 0 <= perspective < 150 or not 1 <= supersample <= 8:
         raise UsageError("A setting of the camera has no meaning", where=f"up={up!r}, perspective={perspective}, supersample={supersample}",
                          fix='up is "y" or "z", perspective from 0 to 150 degrees, supersample from 1 to 8')
-    faces = mesh.faces
-    if len(faces) and (faces.min() < 0 or faces.max() >= len(mesh.vertices) or not np.isfinite(mesh.vertices[faces]).all()):
-        raise InputError("The mesh cannot be drawn", where=f"{len(mesh.vertices)} vertices, {len(faces)} faces",
-                         cause="faces point at vertices that do not exist, or vertices are not finite", fix="read the mesh again or repair it")
+    vertices, faces = mesh
+    wrong = vertices.shape[1:] != (3,) or faces.shape[1:] != (3,)
+    if wrong or (len(faces) and (faces.min() < 0 or faces.max() >= len(vertices) or not np.isfinite(vertices[faces]).all())):
+        raise InputError("The mesh cannot be drawn", where=f"vertices {vertices.shape}, faces {faces.shape}",
+                         cause="not triangles in space, faces that point at vertices that do not exist, or vertices that are not finite",
+                         fix="read the mesh again or repair it")
 
 
 def _unit_ball(mesh: Mesh, *, up: str) -> tuple[Floats, Ints]:

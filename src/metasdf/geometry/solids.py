@@ -38,7 +38,7 @@ def union(meshes: Sequence[Mesh]) -> Mesh:
 
 def inside_of_hulls(parts: Iterable[NDArray[np.floating]]) -> Callable[[NDArray[np.floating]], NDArray[np.bool_]]:
     """Which points (N, 3) lie strictly inside the convex hull of any part: -> (N,) bool. Raises InputError as `union_of_hulls`."""
-    hulls = [(np.min(points, 0), np.max(points, 0), _planes(points)) for points in parts]
+    hulls = [(points.min(0), points.max(0), _planes(points)) for points in map(_points, parts)]
 
     def inside(x: NDArray[np.floating]) -> NDArray[np.bool_]:
         found = np.zeros(len(x), np.bool_)
@@ -69,10 +69,10 @@ def _points(points: NDArray[np.floating]) -> Floats:
     return array
 
 
-def _planes(points: NDArray[np.floating]) -> Floats:
+def _planes(points: Floats) -> Floats:
     """Half-spaces n.x + d <= 0 whose intersection is the hull, rows (n, d) with |n| = 1."""
     try:
-        return ConvexHull(_points(points)).equations
+        return ConvexHull(points).equations
     except QhullError as error:
         raise InputError("A convex part has no volume", cause="all its points lie in one plane", fix="give it thickness") from error
 
