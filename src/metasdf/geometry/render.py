@@ -8,6 +8,7 @@ shadows without any other effect. Both sides of a face are lit alike, for meshes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,9 +26,11 @@ Picture = NDArray[np.uint8]  # (H, W, 3), sRGB
 
 MARGIN = 0.04  # of the picture's size, free on each side
 SHADOW = 256  # texels along a side of a shadow map
-FRAGMENTS = 1 << 21  # candidates for pixels held at once, about 100 MB
+SKY = 32  # directions of the sky's light
+BLOCK = 1 << 19  # samples worked on at once, some 100 MB
+MAX_SAMPLES = 1 << 25
 GAMMA = 2.2
-MAX_SIZE = 8192
+TINY = 1e-30
 
 
 class _View(NamedTuple):
@@ -35,6 +38,15 @@ class _View(NamedTuple):
 
     screen: Floats
     nearness: Floats
+
+
+class _Light(NamedTuple):
+    """Parallel light from a direction, and how far it comes: for each texel the depth of the first face that it meets."""
+
+    direction: Floats
+    strength: float
+    basis: Floats
+    depth: Floats
 
 
 def render(
@@ -50,18 +62,24 @@ def render(
     all faces flat. Colours are sRGB in 0..1. A mesh without faces gives the background.
 
     Raises InputError for vertices that are not finite or faces that point outside them, UsageError for settings without meaning."""
-    width, height = _checked_size(size)
-    _check(mesh, up=up, perspective=perspective, supersample=supersample)
-    picture = np.broadcast_to(np.asarray(background, np.float64) ** GAMMA, (height * supersample, width * supersample, 3)).reshape(-1, 3).copy()
+    width, height = (size, size) if isinstance(size, int) else size
+    _check(mesh, up=up, perspective=perspective, samples=(width * supersample, height * supersample))
+    width, height = width * supersample, height * supersample
+    picture = np.tile(np.asarray(background, np.float64) ** GAMMA, (width * height, 1))
     if len(mesh.faces):
         vertices, faces = _unit_ball(mesh, up=up)
         towards = _basis(azimuth, elevation)
-        view = _project(vertices @ towards.T, width * supersample, height * supersample, perspective=perspective)
-        seen, _ = _rasterise(view.screen[faces], width * supersample, height * supersample)
-        pixels = np.flatnonzero(seen >= 0)
-        light = _light(vertices, faces, view, seen[pixels], pixels=pixels, width=width * supersample, towards=towards, crease=crease)
-        picture[pixels] = np.minimum(light[:, None] * np.asarray(colour, np.float64) ** GAMMA, 1)
-    picture = picture.reshape(height, supersample, width, supersample, 3).mean((1, 3))
+        view = _project(vertices @ towards.T, width, height, perspective=perspective)
+        seen, _ = _rasterise(view.screen[faces], width, height)
+        normals, lights = _corner_normals(vertices, faces, crease=crease), _dome(vertices, faces, towards)
+        for pixels in np.array_split(np.flatnonzero(seen >= 0), 1 + len(seen) // BLOCK):
+            face, at = seen[pixels], np.stack((pixels % width, pixels // width), -1).astype(np.float64) + 0.5
+            weight = _weights(view.screen[faces[face]], at) * view.nearness[faces[face]]  # the division by depth sets perspective right
+            weight = (weight / np.maximum(weight.sum(1, keepdims=True), TINY))[:, :, None]
+            flat, normal = _normals(vertices, faces[face])[0], (normals[face] * weight).sum(1)
+            light = _lit((vertices[faces[face]] * weight).sum(1), flat, normal, eye=towards[2], lights=lights)
+            picture[pixels] = np.minimum(light[:, None] * np.asarray(colour, np.float64) ** GAMMA, 1)
+    picture = picture.reshape(height // supersample, supersample, width // supersample, supersample, 3).mean((1, 3))
     return (picture ** (1 / GAMMA) * 255 + 0.5).astype(np.uint8)
 
 
@@ -87,17 +105,13 @@ def contact_sheet(images: Sequence[Picture], titles: Sequence[str] | None = None
     return np.asarray(sheet)
 
 
-def _checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    width, height = (size, size) if isinstance(size, int) else size
-    if not (1 <= width <= MAX_SIZE and 1 <= height <= MAX_SIZE):
-        raise UsageError(f"A picture has from 1 to {MAX_SIZE} pixels a side", where=f"size={size!r}", fix="use 256")
-    return width, height
-
-
-def _check(mesh: Mesh, *, up: str, perspective: float, supersample: int) -> None:
-    if up not in ("y", "z") or not 0 <= perspective < 150 or not 1 <= supersample <= 8:
-        raise UsageError("A setting of the camera has no meaning", where=f"up={up!r}, perspective={perspective}, supersample={supersample}",
-                         fix='up is "y" or "z", perspective from 0 to 150 degrees, supersample from 1 to 8')
+def _check(mesh: Mesh, *, up: str, perspective: float, samples: tuple[int, int]) -> None:
+    if min(samples) < 1 or samples[0] * samples[1] > MAX_SAMPLES:
+        raise UsageError("The picture is empty or too large", where=f"{samples[0]} x {samples[1]} samples",
+                         fix=f"use size=256; size and supersample may make {MAX_SAMPLES:,} samples")  # fmt: skip
+    if up not in ("y", "z") or not 0 <= perspective < 150:
+        raise UsageError("A setting of the camera has no meaning", where=f"up={up!r}, perspective={perspective}",
+                         fix='up is "y" or "z", perspective from 0 to 150 degrees')  # fmt: skip
     vertices, faces = mesh
     wrong = vertices.shape[1:] != (3,) or faces.shape[1:] != (3,)
     if wrong or (len(faces) and (faces.min() < 0 or faces.max() >= len(vertices) or not np.isfinite(vertices[faces]).all())):
@@ -144,25 +158,32 @@ def _rasterise(corners: Floats, width: int, height: int) -> tuple[Ints, Floats]:
     seen, nearest = np.full(width * height, -1, np.int64), np.full(width * height, np.inf)
     corners = np.take_along_axis(corners, np.argsort(corners[:, :, 1], 1, kind="stable")[:, :, None], 1)
     first, last = np.ceil(corners[:, [0, 2], 1] - 0.5).clip(0, height).astype(np.int64).T
-    face, y = _count(first, last)
-    row = y.astype(np.float64) + 0.5
-    top, middle, bottom = corners[face].transpose(1, 0, 2)
-    upper = (row < middle[:, 1])[:, None]
-    start_at, stop_at = np.where(upper, top, middle), np.where(upper, middle, bottom)
-    ends = np.stack((_at_row(top, bottom, row), _at_row(start_at, stop_at, row)))
-    swap = ends[0, :, 0] > ends[1, :, 0]
-    (left, z_left), (right, z_right) = (np.where(swap[:, None], ends[1], ends[0]).T, np.where(swap[:, None], ends[0], ends[1]).T)
-    start, stop = np.ceil(np.stack((left, right)) - 0.5).clip(0, width).astype(np.int64)
-    blocks = np.flatnonzero(np.diff(np.cumsum(stop - start) // FRAGMENTS)) + 1
-    for piece in np.split(np.arange(len(face)), blocks):
-        span, x = _count(start[piece], stop[piece])
-        span = piece[span]
-        t = (x + 0.5 - left[span]) / (right[span] - left[span])
-        depth, at = z_left[span] + t * (z_right[span] - z_left[span]), y[span] * width + x
-        np.minimum.at(nearest, at, depth)
-        hit = depth == nearest[at]
-        seen[at[hit]] = face[span[hit]]
+    for block in _blocks(last - first):
+        face, y = _count(first[block], last[block])
+        face += block.start
+        top, middle, bottom = corners[face].transpose(1, 0, 2)
+        row = y.astype(np.float64) + 0.5
+        upper = (row < middle[:, 1])[:, None]
+        bend, end = np.where(upper, top, middle), np.where(upper, middle, bottom)
+        ends = np.stack((_at_row(top, bottom, row), _at_row(bend, end, row)))
+        swap = (ends[0, :, 0] > ends[1, :, 0])[:, None]
+        (left, z_left), (right, z_right) = np.where(swap, ends[1], ends[0]).T, np.where(swap, ends[0], ends[1]).T
+        start, stop = np.ceil(np.stack((left, right)) - 0.5).clip(0, width).astype(np.int64)
+        for piece in _blocks(stop - start):
+            span, x = _count(start[piece], stop[piece])
+            span += piece.start
+            t = (x + 0.5 - left[span]) / (right[span] - left[span])
+            depth, at = z_left[span] + t * (z_right[span] - z_left[span]), y[span] * width + x
+            np.minimum.at(nearest, at, depth)
+            hit = depth == nearest[at]
+            seen[at[hit]] = face[span[hit]]
     return seen, nearest
+
+
+def _blocks(work: Ints) -> list[slice]:
+    """Slices of neighbours whose work adds up to about BLOCK, so that memory is bounded."""
+    cuts = np.flatnonzero(np.diff(np.cumsum(work) // BLOCK)) + 1
+    return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), len(work)])]
 
 
 def _count(start: Ints, stop: Ints) -> tuple[Ints, Ints]:
@@ -178,59 +199,50 @@ def _at_row(a: Floats, b: Floats, y: Floats) -> Floats:
     return a[:, ::2] + t * (b[:, ::2] - a[:, ::2])
 
 
-def _light(
-    vertices: Floats, faces: Ints, view: _View, seen: Ints, *, pixels: Ints, width: int, towards: Floats, crease: float
-) -> Floats:
-    """Light that reaches each visible sample, (P,), about 1 for a matt face that looks up and towards the camera."""
-    corners = view.screen[faces[seen]]
-    at = np.stack((pixels % width, pixels // width), -1) + 0.5
-    a, b, c = (corners[:, i, :2] - at for i in range(3))
-    weight = np.stack((_cross(b, c), _cross(c, a), _cross(a, b)), -1)
-    weight = np.abs(weight) * view.nearness[faces[seen]]  # the division by depth that makes them right in perspective
-    weight = (weight / np.maximum(weight.sum(1, keepdims=True), 1e-30))[:, :, None]
-    point = (vertices[faces[seen]] * weight).sum(1)
-    flat = _normals(vertices, faces)[0][seen]
-    normal = (_corner_normals(vertices, faces, crease=crease)[seen] * weight).sum(1)
-    eye = towards[2]
-    flat, normal = (n * np.where(flat @ eye < 0, -1, 1)[:, None] for n in (flat, normal))
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
-    light = 0.03 + 0.07 * np.maximum(normal @ eye, 0)  # a little from everywhere and from the camera, without shadows
-    for direction, strength in _dome(towards):
-        facing = normal @ direction
-        lit = np.flatnonzero((facing > 0) & (flat @ direction > -0.2))
-        light[lit] += strength * facing[lit] * _reached(vertices, faces, point[lit] + flat[lit] * 3 / SHADOW, direction)
-    return light
+def _weights(corners: Floats, at: Floats) -> Floats:
+    """Barycentric weights (P, 3), not normalised, of points (P, 2) in triangles (P, 3, 3) on the screen."""
+    a, b, c = (corners[:, k, :2] - at for k in range(3))
+    return np.abs(np.stack([p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0] for p, q in ((b, c), (c, a), (a, b))], -1))
 
 
-def _cross(a: Floats, b: Floats) -> Floats:
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+def _lit(points: Floats, flat: Floats, normal: Floats, *, eye: Floats, lights: list[_Light]) -> Floats:
+    """Light that reaches points (P, 3) with a face's and a smooth normal: about 1 for a matt face that looks up and to the camera."""
+    side = np.where(flat @ eye < 0, -1, 1)[:, None]
+    flat, normal = flat * side, normal * side / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), TINY)
+    total = 0.03 + 0.07 * np.maximum(normal @ eye, 0)  # a little from everywhere and from the camera, without shadows
+    points = points + flat * 3 / SHADOW  # off the surface, which would shade itself
+    for light in lights:
+        facing = normal @ light.direction
+        lit = np.flatnonzero((facing > 0) & (flat @ light.direction > -0.2))
+        texel = _on_map(points[lit] @ light.basis.T)
+        x, y = texel[:, :2].astype(np.int64).clip(0, SHADOW - 1).T
+        total[lit] += light.strength * facing[lit] * (texel[:, 2] <= light.depth[y * SHADOW + x] + 1 / SHADOW)
+    return total
 
 
-def _dome(towards: Floats) -> list[tuple[Floats, float]]:
-    """Directions of the light and its strength: a soft key light above the camera's left shoulder, and the sky, evenly from all above."""
-    key = _unit(np.array((-0.55, 0.75, 0.65)) @ towards * (1, 1, 1) + (0, 0.35, 0))
+def _dome(vertices: Floats, faces: Ints, towards: Floats) -> list[_Light]:
+    """A soft key light above the camera's left shoulder, and the sky, evenly from all above; each with its shadows."""
+    key = _unit(np.array((-0.55, 0.75, 0.65)) @ towards + (0, 0.35, 0))
     around = _unit(np.cross(key, (0.3, 0.1, 0.9)))
-    spread = [_unit(key + 0.10 * (np.cos(t) * around + np.sin(t) * np.cross(key, around))) for t in np.arange(6) * np.pi / 3]
-    n = 20
-    y = (np.arange(n) + 0.5) / n * 1.15 - 0.15
-    turn = np.arange(n) * np.pi * (3 - np.sqrt(5))
+    spread = [_unit(key + 0.1 * (np.cos(t) * around + np.sin(t) * np.cross(key, around))) for t in np.arange(6) * np.pi / 3]
+    y = np.linspace(-0.12, 0.97, SKY)
+    turn = np.arange(SKY) * np.pi * (3 - np.sqrt(5))
     sky = np.stack((np.sqrt(1 - y * y) * np.cos(turn), y, np.sqrt(1 - y * y) * np.sin(turn)), -1)
-    return [(d, 0.8 / 6) for d in spread] + [(d, 0.95 / n) for d in sky]
+    lights = []
+    for direction, strength in [(d, 0.8 / 6) for d in spread] + [(d, 0.95 / SKY) for d in sky]:
+        side = _unit(np.cross(direction, (0.0, 0.0, 1.0) if abs(direction[2]) < 0.8 else (1.0, 0.0, 0.0)))
+        basis = np.stack((side, np.cross(direction, side), -direction))
+        lights.append(_Light(direction, strength, basis, _rasterise(_on_map(vertices @ basis.T)[faces], SHADOW, SHADOW)[1]))
+    return lights
+
+
+def _on_map(x: Floats) -> Floats:
+    """Coordinates along a light, within the unit ball -> texels of its map, and depth."""
+    return x * (SHADOW / 2.2, SHADOW / 2.2, 1) + (SHADOW / 2, SHADOW / 2, 0)
 
 
 def _unit(x: Floats) -> Floats:
     return x / np.linalg.norm(x)
-
-
-def _reached(vertices: Floats, faces: Ints, points: Floats, direction: Floats) -> Floats:
-    """1 where light from `direction` reaches the points, 0 in the shadow of the mesh: seen from the light, is anything nearer?"""
-    side = _unit(np.cross(direction, (0.0, 0.0, 1.0) if abs(direction[2]) < 0.8 else (1.0, 0.0, 0.0)))
-    basis = np.stack((side, np.cross(direction, side), -direction))
-    to_map = np.array((SHADOW / 2.2, SHADOW / 2.2, 1.0)), np.array((SHADOW / 2, SHADOW / 2, 0.0))
-    _, depth = _rasterise((vertices @ basis.T * to_map[0] + to_map[1])[faces], SHADOW, SHADOW)
-    p = points @ basis.T * to_map[0] + to_map[1]
-    x, y = p[:, :2].astype(np.int64).clip(0, SHADOW - 1).T
-    return (p[:, 2] <= depth[y * SHADOW + x] + 1 / SHADOW).astype(np.float64)
 
 
 def _normals(vertices: Floats, faces: Ints) -> tuple[Floats, Floats]:
@@ -238,7 +250,7 @@ def _normals(vertices: Floats, faces: Ints) -> tuple[Floats, Floats]:
     a, b, c = vertices[faces].transpose(1, 0, 2)
     normal = np.cross(b - a, c - a)
     area = np.linalg.norm(normal, axis=1, keepdims=True)
-    return normal / np.maximum(area, 1e-30), area
+    return normal / np.maximum(area, TINY), area
 
 
 def _corner_normals(vertices: Floats, faces: Ints, *, crease: float) -> Floats:
@@ -261,4 +273,4 @@ def _corner_normals(vertices: Floats, faces: Ints, *, crease: float) -> Floats:
     count, group = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(faces.size,) * 2), directed=False)
     weighted = np.repeat(normal * area, 3, 0)
     total = np.stack([np.bincount(group, weighted[:, k], count) for k in range(3)], -1)[group]
-    return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-30)).reshape(-1, 3, 3)
+    return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), TINY)).reshape(-1, 3, 3)
