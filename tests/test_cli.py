@@ -141,7 +141,7 @@ def test_the_same_command_again(data: Path, trained: tuple[Path, Result], tmp_pa
     assert f"resuming {path} at step 12 " in again.stderr and "has reached its end already" in again.stderr and "done: 12 steps" in again.stdout
     assert "done: 18 steps" in good(*typed, 3).stdout
     changed = bad(2, *typed, 3, "--set", "train.lr=0.5")
-    assert "train.lr: 0.001 -> 0.5" in changed and "what to do: " in changed
+    assert "train.lr: 0.002 -> 0.5" in changed and "what to do: " in changed
     assert "belongs to mnist-levelset" in bad(2, "train", "mnist-dense", *typed[2:], 3)
 
 
@@ -151,13 +151,14 @@ def test_evaluation(data: Path, trained: tuple[Path, Result], tmp_path: Path) ->
     lines = result.stdout.splitlines()
     assert lines[0] == "mnist-levelset on MNIST slice, split test: levelset context of 60 points, n 7, failed 0, 2 runs (field units)"
     assert [line.split()[0] for line in lines[1:6]] == ["step", "0", "1", "2", "3"]
-    assert lines[6].startswith("fit: ") and lines[7] == f"written: {target}"
+    assert lines[6].split()[:2] == ["(steps:", "the"] and [line.split()[0] for line in lines[7:9]] == ["mean", "std"]
+    assert lines[9].startswith("fit: ") and lines[10] == f"written: {target}"
     assert "note: mnist-levelset was trained with 2 steps; steps 3 to 3 repeat the rates of step 2" in result.stderr
-    assert "evaluating: 14 of 14" in result.stderr
+    assert "evaluating: 21 of 21" in result.stderr  # the steps, and two runs
     written = json.loads(target.read_text())
     assert (written["n"], written["failed"], written["runs"]) == (7, 0, 2)
     assert written["metrics"].keys() == {"mse", "mae", "misclassified", "mse_std", "mae_std", "misclassified_std", "mse_median"}
-    assert f"{written['metrics']['mse']:.4g}" in lines[5]
+    assert f"{written['after_step']['mse'][3]:.4g}" in lines[5] and f"{written['metrics']['mse']:.4g}" in lines[7]
     assert {"alone", "batched"} < written["fit_ms"].keys()
 
 
