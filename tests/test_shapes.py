@@ -14,7 +14,7 @@ from scipy.stats import special_ortho_group
 
 from metasdf.errors import InputError
 from metasdf.geometry import shapes
-from metasdf.geometry.shapes import Solid, distance_to_triangles, mirrored, moved, scaled
+from metasdf.geometry.shapes import Solid, mirrored, moved, scaled
 
 Array = np.ndarray
 L_SHAPE = np.array([(-0.8, -0.6), (0.7, -0.6), (0.7, 0.1), (-0.1, 0.1), (-0.1, 0.7), (-0.8, 0.7)])
@@ -149,38 +149,11 @@ def test_union_is_exact_outside_and_a_bound_inside() -> None:
     assert (both(x) >= truth(x) - 1e-12).all() and (both(x) - truth(x)).max() > 0.03
 
 
-def test_triangles_against_many_points_of_them() -> None:
-    rng = np.random.default_rng(0)
-    triangles = rng.uniform(-1, 1, (12, 3, 3))
-    weights = rng.dirichlet((0.7, 0.7, 0.7), 8000)
-    x = scattered(400)
-    distance, nearest = distance_to_triangles(x, triangles), cKDTree(np.einsum("wk,fkd->fwd", weights, triangles).reshape(-1, 3)).query(x)[0]
-    assert (distance <= nearest + 1e-12).all() and (nearest - distance).max() < 0.03
-
-
-def test_triangles_of_each_region() -> None:
-    triangle = np.array([[(0.0, 0, 0), (1, 0, 0), (0, 1, 0)]])
-    x = np.array([(0.2, 0.2, 0.5), (0.3, -0.4, 0), (0.3, -0.3, 0.4), (-3, -4, 0), (2, 0, 0), (1, 1, 0), (0.25, 0.25, 0)])
-    assert np.allclose(distance_to_triangles(x, triangle), (0.5, 0.4, 0.5, 5, 1, np.sqrt(0.5), 0), atol=1e-15)
-
-
-def test_triangles_without_area_and_far_away() -> None:
-    point, segment = np.zeros((1, 3, 3)), np.array([[(0.0, 0, 0), (2, 0, 0), (1, 0, 0)]])
-    x = np.array([(1.0, 1, 0), (3, 0, 0)])
-    assert np.allclose(distance_to_triangles(x, point), (np.sqrt(2), 3)) and np.allclose(distance_to_triangles(x, segment), (1, 1))
-    far = np.array((4e6, -2e6, 1e6))
-    triangles = np.random.default_rng(0).uniform(-1, 1, (20, 3, 3))
-    x = scattered(200)
-    assert np.abs(distance_to_triangles(x + far, triangles + far) - distance_to_triangles(x, triangles)).max() < 1e-8
-    assert distance_to_triangles(np.zeros((0, 3)), triangles).shape == (0,)
-
-
 @pytest.mark.parametrize("wrong", [
     lambda: shapes.sphere(0), lambda: shapes.sphere(np.nan), lambda: shapes.box((1, 0, 1)), lambda: shapes.box((1, 1, 1), rounding=1.1),
     lambda: shapes.cylinder(1, -1), lambda: shapes.torus(0.2, 0.3), lambda: shapes.frustum(0, 0, half_height=1), lambda: shapes.prism(L_SHAPE[:2], 1),
     lambda: shapes.prism(L_SHAPE * np.nan, 1), lambda: scaled(shapes.sphere(1), 0), lambda: moved(shapes.sphere(1), rotation=2 * np.eye(3)),
     lambda: mirrored(shapes.sphere(1), (0, 0, 0)), lambda: shapes.sphere(1)(np.zeros((4, 2))),
-    lambda: distance_to_triangles(np.zeros((1, 3)), np.zeros((0, 3, 3))),
 ])  # fmt: skip
 def test_what_has_no_meaning_is_refused(wrong: Callable[[], object]) -> None:
     with pytest.raises(InputError):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import ConvexHull
 from scipy.stats import special_ortho_group
+from solids import brute_force
 
 from metasdf.errors import InputError
 from metasdf.geometry import shapes
@@ -95,11 +96,19 @@ def test_exact_signed_distance_moves_with_the_parts() -> None:
     assert np.abs(there - 3 * sdf_of_hulls(parts)(x)).max() < 1e-11
 
 
-def test_another_distance_may_serve() -> None:
-    parts = random_hulls(1)
-    sdf = sdf_of_hulls(parts, distance=lambda x, mesh: np.full(len(x), float(len(mesh.faces))))
-    x = np.random.default_rng(0).uniform(-1, 1, (100, 3))
-    assert np.array_equal(np.sign(sdf(x)), np.where(inside_of_hulls(parts)(x), -1, 1)) and len(np.unique(np.abs(sdf(x)))) == 1
+def test_signed_distance_against_the_plain_form() -> None:
+    parts, x = random_hulls(1), np.random.default_rng(0).uniform(-1.2, 1.2, (500, 3))
+    mesh = union_of_hulls(parts)
+    truth = brute_force(mesh, x) * np.where(winding(mesh, x) > 0.5, -1, 1)
+    assert np.abs(sdf_of_hulls(parts)(x) - truth).max() < 1e-14
+
+
+def test_a_hollow_keeps_its_wall() -> None:
+    """A surface within the solid that has volume stays: only leaves of no thickness go."""
+    walls = [corners(low, high) for low, high in (((-1, -1, -1), (1, -0.5, 1)), ((-1, 0.5, -1), (1, 1, 1)), ((-1, -1, -1), (-0.5, 1, 1)),
+                                                  ((0.5, -1, -1), (1, 1, 1)), ((-1, -1, -1), (1, 1, -0.5)), ((-1, -1, 0.5), (1, 1, 1)))]  # fmt: skip
+    assert volume(union_of_hulls(walls)) == pytest.approx(8 - 1, rel=1e-14)
+    assert sdf_of_hulls(walls)(np.array([(0.0, 0, 0), (0.7, 0, 0), (2, 0, 0)])) == pytest.approx([0.5, -0.2, 1.0], abs=1e-15)
 
 
 def test_union_of_meshes_is_that_of_hulls() -> None:

@@ -18,8 +18,6 @@ Floats = NDArray[np.float64]
 Solid = Callable[[NDArray[np.floating]], Floats]
 Vector = Sequence[float] | Floats
 
-PAIRS = 1 << 18  # of points and triangles held at once, about 100 MB
-
 
 def sphere(radius: float) -> Solid:
     _positive(radius=radius)
@@ -107,35 +105,6 @@ def mirrored(solid: Solid, normal: Vector) -> Solid:
 def union(*solids: Solid) -> Solid:
     """The smallest of the distances: exact outside and where the solids are apart, a bound within overlaps (see the module)."""
     return lambda x: np.min([solid(x) for solid in solids], 0)
-
-
-def distance_to_triangles(x: NDArray[np.floating], triangles: NDArray[np.floating]) -> Floats:
-    """Distance of points (N, 3) to the nearest of the triangles (F, 3, 3), every one tried: (N,), never negative.
-
-    Exact for triangles without area too, which are the segments or points that they look like."""
-    corners = np.asarray(triangles, np.float64)
-    if corners.ndim != 3 or corners.shape[1:] != (3, 3) or not len(corners):
-        raise InputError("The distance needs at least one triangle", where=f"shape {corners.shape}", fix="pass an (F, 3, 3) array")
-    middle = corners.mean((0, 1))  # far from the origin, plane equations would lose their digits
-    points, corners, step = _points(x) - middle, corners - middle, max(1, PAIRS // len(corners))
-    return np.concatenate([_nearest(points[i : i + step], corners) for i in range(0, len(points), step)] or [np.zeros(0)])
-
-
-def _nearest(x: Floats, corners: Floats) -> Floats:
-    edges = np.roll(corners, -1, 1) - corners
-    squared = np.full(len(x), np.inf)
-    for k in range(3):
-        squared = np.minimum(squared, _to_segments(x, corners[:, k], edges[:, k]).min(1))
-    normal = np.cross(edges[:, 0], edges[:, 1])
-    area = np.linalg.norm(normal, axis=1)
-    flat = area > 1e-14 * (edges**2).sum((1, 2))  # thinner ones are left to their edges
-    normal, edges, corners = normal[flat] / area[flat, None], edges[flat], corners[flat]
-    above = np.ones((len(x), len(corners)), np.bool_)  # within the prism over the triangle, where its plane is nearest
-    for k in range(3):
-        inward = np.cross(normal, edges[:, k])
-        above &= x @ inward.T >= (corners[:, k] * inward).sum(1)
-    height = np.where(above, np.abs(x @ normal.T - (corners[:, 0] * normal).sum(1)), np.inf)
-    return np.minimum(np.sqrt(squared), height.min(1, initial=np.inf))
 
 
 def _to_segments(x: Floats, start: Floats, edge: Floats) -> Floats:

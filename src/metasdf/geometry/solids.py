@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
 from metasdf.errors import InputError
-from metasdf.geometry.mesh import Mesh
-from metasdf.geometry.shapes import distance_to_triangles
+from metasdf.geometry.mesh import Mesh, concatenate
+from metasdf.geometry.native import Tree
 
 Floats = NDArray[np.float64]
+
+LEAF = 1e-12  # a piece of less than this part of the whole's volume is rounding
 
 
 def union_of_hulls(parts: Iterable[NDArray[np.floating]]) -> Mesh:
@@ -50,16 +52,10 @@ def inside_of_hulls(parts: Iterable[NDArray[np.floating]]) -> Callable[[NDArray[
     return inside
 
 
-def sdf_of_hulls(
-    parts: Sequence[NDArray[np.floating]], *, distance: Callable[[NDArray[np.floating], Mesh], Floats] | None = None
-) -> Callable[[NDArray[np.floating]], Floats]:
-    """The exact signed distance of the union of the parts' hulls, negative inside: (N, 3) -> (N,) float64.
-
-    `distance(x, mesh)` gives the distance to a mesh's surface: by default `distance_to_triangles`, which tries every triangle, so pass a
-    tree for many points."""
-    mesh, inside = union_of_hulls(parts), inside_of_hulls(parts)
-    measure = distance or (lambda x, mesh: distance_to_triangles(x, mesh.vertices[mesh.faces]))
-    return lambda x: np.where(inside(x), -1, 1) * measure(x, mesh)
+def sdf_of_hulls(parts: Sequence[NDArray[np.floating]]) -> Callable[[NDArray[np.floating]], Floats]:
+    """The exact signed distance of the union of the parts' hulls, negative inside: (N, 3) -> (N,). Raises InputError as `union_of_hulls`."""
+    tree, inside = Tree(union_of_hulls(parts)), inside_of_hulls(parts)
+    return lambda x: np.sqrt(tree.closest(x).squared) * np.where(inside(x), -1, 1)
 
 
 def _points(points: NDArray[np.floating]) -> Floats:
@@ -100,5 +96,7 @@ def _closed(mesh: Mesh) -> manifold3d.Manifold:
 def _solid(parts: list[manifold3d.Manifold]) -> Mesh:
     if not parts:
         raise InputError("A solid needs at least one part", cause="an empty list", fix="pass the parts")
-    result = manifold3d.Manifold.batch_boolean(parts, manifold3d.OpType.Add).to_mesh64()
-    return Mesh(np.array(result.vert_properties[:, :3], np.float64), np.array(result.tri_verts, np.int64))
+    whole = manifold3d.Manifold.batch_boolean(parts, manifold3d.OpType.Add)
+    # Where borders of parts coincide, rounding may leave closed leaves without volume, which would be surface within the solid.
+    pieces = [piece.to_mesh64() for piece in whole.decompose() if abs(piece.volume()) > LEAF * whole.volume()]
+    return concatenate([Mesh(np.array(m.vert_properties[:, :3], np.float64), np.array(m.tri_verts, np.int64)) for m in pieces])

@@ -46,13 +46,18 @@ class Bench:
     def build(self) -> list[Piece]:
         pieces = self._seat() + BASES[self.base](self)
         if self.back:
-            low, rear = self.height - self.thickness / 2, -self.depth / 2 + 0.01
-            pieces += self.back.build(0.98 * self.length, seat=low, rear=rear, posts=False) + self._posts()
+            low = self.height - self.thickness / 2
+            pieces += self.back.build(0.98 * self.length, seat=low, rear=self.rear, posts=False) + self._posts()
         return pieces + (self._arms() if self.arms and self.base != "loops" else [])
 
     @property
     def under(self) -> float:
         return self.height - 0.6 * self.thickness
+
+    @property
+    def rear(self) -> float:
+        """Where the back stands; on upholstery beyond its rounded edge, so that no hollow is left below."""
+        return (0.045 if self.seat == "padded" else 0.01) - self.depth / 2
 
     @property
     def places(self) -> list[float]:
@@ -76,7 +81,7 @@ class Bench:
         """What holds the back, over each support."""
         b = self.back
         assert b is not None
-        s, rear = max(self.size * 0.6, 0.03), -self.depth / 2 + 0.01 - b.thickness / 2
+        s, rear = max(self.size * 0.6, 0.03), self.rear - b.thickness / 2
         tops = [(x, self.height + b.height * (0.95 if self.style == "a" else 1.04), rear - b.lean * b.height) for x in self.places]
         return [p for x, y, z in tops for p in beam((x, self.under - 0.06, rear + 0.012), (x, y, z), (s, 0.03))]
 

@@ -143,7 +143,7 @@ class _Surface:
         top = self.strip((-1, 1), (0.82, 1.0), thickness=t)
         low = self.strip((-1, 1), (max(b.start, 0.02) - 0.02, max(b.start, 0.02) + 0.1), thickness=t)
         edge = 1 - 1.1 * t / self.half
-        sides = [p for u in ((-1.0, -edge + 0.04), (edge - 0.04, 1.0)) for p in self.strip(u, (-0.06, 1.0), thickness=1.3 * t, steps=2)]
+        sides = [p for u in ((-1.0, -edge + 0.04), (edge - 0.04, 1.0)) for p in self.strip(u, (-0.06, 1.005), thickness=1.3 * t, steps=2)]
         if b.kind == "hoop":
             return self._hoop()
         body: dict[str, Callable[[], list[Piece]]] = {

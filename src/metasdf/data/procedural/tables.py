@@ -231,7 +231,7 @@ def _drawers(t: Table) -> list[Piece]:
     x = t.width / 2 * 0.96
     floor = 0.08 if t.style in ("a", "b") else 0.03
     low = y - 0.42 if t.style == "d" else floor
-    cabinet = block((x - wide, low, -z), (x, y, z * 0.97))
+    cabinet = block((x - wide, low, -z), (x - 0.003, y, z * 0.97))
     step = (y - t.thickness / 2 - low) / t.count
     for i in range(t.count):
         face = low + i * step
