@@ -164,5 +164,23 @@ def test_no_points() -> None:
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="No such way"):
         chosen(box(), "rays")
+    with pytest.raises(UsageError, match="Hollows"):
+        choose(look_at(box()), hollows="ignore")  # type: ignore[arg-type]
     with pytest.raises(InputError):
         look_at(Mesh(np.zeros((3, 3)), np.array([[0, 1, 2]])))
+
+
+def test_hollows() -> None:
+    """A cavity, and the air in a cabinet of closed panels: outside as modelled, inside where asked. A cup is neither, however deep."""
+    inner = box(size=(0.5, 0.5, 0.5), cuts=2)
+    cavity = joined(box(cuts=2), Mesh(inner.vertices, inner.faces[:, ::-1]))
+    panels = [box(size=1 - 0.95 * axis, centre=end * axis) for axis in np.eye(3) for end in (-0.5, 0.5)]
+    x = np.array([[0, 0, 0], [0.2, -0.1, 0.2], [0.45, 0.1, 0.1], [0.51, 0.2, 0], [0.7, 0, 0]])
+    for mesh, wall in ((cavity, [True, False]), (joined(*panels), [False, True])):
+        faces = look_at(mesh)
+        assert choose(faces).sign.inside(x).tolist() == [False, False, wall[0], wall[1], False]
+        assert choose(faces, hollows="fill").sign.inside(x).tolist() == [True, True, True, wall[1], False]
+        assert choose(faces).hollow > 0.08 and choose(faces).agreement > 0.99 and "hollow and unseen" in choose(faces).reason
+    cup_ = look_at(without(SOLIDS["cup"], 0.1))
+    assert choose(cup_).hollow < 0.005  # measured: 0.0024
+    assert errors(choose(cup_, hollows="fill").sign, "cup") < 0.005

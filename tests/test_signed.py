@@ -103,6 +103,15 @@ def test_parts_within_parts_and_through_parts() -> None:
     assert areas(sdf.surface).sum() == pytest.approx(2 * 4 + 4 * 2 * 0.6 + 4 * 0.2 * 1, rel=0.01)
 
 
+def test_a_filled_hollow_has_no_walls() -> None:
+    inner = box(size=(0.5, 0.5, 0.5))
+    mesh = joined(box(), Mesh(inner.vertices, inner.faces[:, ::-1]))
+    kept, filled = MeshSDF(mesh), MeshSDF(mesh, hollows="fill")
+    assert np.abs(kept(POINTS) - np.maximum(box_sdf(POINTS, (1, 1, 1)), -box_sdf(POINTS, (0.5, 0.5, 0.5)))).max() < 1e-15
+    assert np.abs(filled(POINTS) - box_sdf(POINTS, (1, 1, 1))).max() < 1e-15
+    assert areas(filled.surface).sum() == pytest.approx(6) and areas(kept.surface).sum() == pytest.approx(7.5)
+
+
 def test_the_surface_faces_outwards() -> None:
     mesh = DEFECTS["all at once"](ball(3))
     surface = MeshSDF(mesh).surface

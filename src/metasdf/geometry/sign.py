@@ -26,6 +26,7 @@ from metasdf.geometry.sampling import near_surface
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 SignMethod = Literal["auto", "winding", "visibility"]
+Hollows = Literal["keep", "fill"]
 
 RAYS = 32
 BESIDE = 1e-4  # how far beside a face its two sides are looked at, in mesh sizes
@@ -149,26 +150,51 @@ class Visibility:
             result[part] = votes < 0
         return result
 
+    def enclosed(self, x: Floats) -> Bools:
+        """Inside, and no ray at all ends in the sky (N,)."""
+        left = np.arange(len(x))
+        for direction in sphere(RAYS):
+            left = left[self._scene.blocked(x[left], np.broadcast_to(direction, (len(left), 3)))]
+        result = np.zeros(len(x), np.bool_)
+        result[left] = self.inside(x[left])
+        return result
+
+
+class Filled:
+    """Inside by winding numbers, or enclosed: the hollows that nobody sees are inside too, as in DeepSDF, which looks from outside only."""
+
+    def __init__(self, winding: Winding, visibility: Visibility) -> None:
+        self.winding, self.visibility = winding, visibility
+
+    def inside(self, x: Floats) -> Bools:
+        result = self.winding.inside(x)
+        result[~result] = self.visibility.enclosed(x[~result])
+        return result
+
 
 class Choice(NamedTuple):
-    """The sign to use, why, and how good the mesh is: the share of test points on which the two methods agree."""
+    """The sign to use, why, and how good the mesh is: the share of test points on which the two methods agree, or which are in a hollow."""
 
     sign: Sign
     method: Literal["winding", "visibility"]
     reason: str  # one sentence for the user
     agreement: float  # on points within some 1 % of the mesh's size of its surface: where it matters most
     agreement_uniform: float  # on points all over its bounding box
+    hollow: float  # share of the bounding box in hollows: outside by winding numbers, but enclosed
 
 
-def choose(given: Faces, method: SignMethod = "auto") -> Choice:
+def choose(given: Faces, method: SignMethod = "auto", *, hollows: Hollows = "keep") -> Choice:
     """Build both methods, compare them, take one. `auto` takes the winding number unless it would be a guess how faces are oriented.
     Raises UsageError for a wrong name."""
     if method not in ("auto", "winding", "visibility"):
         raise UsageError("No such way to find the sign", where=f"sign={method!r}", fix='use "auto", "winding" or "visibility"')
+    if hollows not in ("keep", "fill"):
+        raise UsageError("Hollows are kept or filled", where=f"hollows={hollows!r}", fix='use "keep" or "fill"')
     winding, visibility = Winding(given), Visibility(given)
-    agreement = [float((winding.inside(x) == visibility.inside(x)).mean()) for x in _test_points(given.mesh)]
+    near, uniform = (_compare(winding, visibility, x) for x in _test_points(given.mesh))
     facts = f"{given.coincident:.0%} of the faces lie on others and count once; " * (given.coincident >= 0.005)
-    facts += f"the methods agree on {agreement[0]:.1%} of points near the surface"
+    facts += f"{uniform[1]:.1%} of the box is hollow and unseen; " * (uniform[1] >= 0.0005)
+    facts += f"the methods agree on {near[0]:.1%} of points near the surface"
     if method != "auto":
         reason = "as asked"
     elif not len(winding.mesh.faces):
@@ -179,7 +205,15 @@ def choose(given: Faces, method: SignMethod = "auto") -> Choice:
         method = "winding" if winding.doubtful <= DOUBT else "visibility"
         reason = f"{winding.open_edges:.1%} of the edges are open and {winding.doubtful:.0%} of the surface could face either way, so " + (
             "winding numbers close the holes" if method == "winding" else "winding numbers would be a guess")
-    return Choice(winding if method == "winding" else visibility, method, f"{reason}; {facts}", *agreement)
+    sign: Sign = visibility if method == "visibility" else winding if hollows == "keep" or winding.simple else Filled(winding, visibility)
+    return Choice(sign, method, f"{reason}; {facts}", near[0], uniform[0], uniform[1])
+
+
+def _compare(winding: Winding, visibility: Visibility, x: Floats) -> tuple[float, float]:
+    """Share of x on which the methods agree, hollows left aside, and the share in hollows: no defect of the mesh, but a matter of taste."""
+    differ = winding.inside(x) != visibility.inside(x)
+    hollow = visibility.enclosed(x) & ~winding.inside(x)
+    return float(1 - (differ & ~hollow).mean()), float(hollow.mean())
 
 
 def _test_points(mesh: Mesh) -> tuple[Floats, Floats]:

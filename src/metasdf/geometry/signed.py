@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from metasdf.errors import UsageError
 from metasdf.geometry.mesh import Mesh, areas, concatenate, face_normals
 from metasdf.geometry.native import Tree, points
-from metasdf.geometry.sign import BESIDE, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
+from metasdf.geometry.sign import BESIDE, Hollows, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
 
 Floats = NDArray[np.float64]
 
@@ -31,15 +31,17 @@ class MeshSDF:
     and all over the bounding box, two independent methods find the same sign: the mesh's quality, 1 is best.
     solid, sheets: the faces that bound the inside, turned outwards, and those with outside on both sides; surface: both in one mesh.
     kind: "solid", "sheet" (nothing is inside: no distance is negative unless there is a thickness), or "mixed". solid_share: of the area.
+    hollow: share of the bounding box that is outside but enclosed, unseen from anywhere: a cabinet's inside, a cavity.
     """
 
-    def __init__(self, mesh: Mesh, *, sign: SignMethod = "auto", thickness: float = 0.0) -> None:
-        """thickness: how much is added to sheets on each side, in the mesh's units. Raises InputError, UsageError."""
+    def __init__(self, mesh: Mesh, *, sign: SignMethod = "auto", hollows: Hollows = "keep", thickness: float = 0.0) -> None:
+        """hollows: "fill" makes them inside, as DeepSDF's data have it; by sign="visibility" they always are. thickness: how much is added to
+        sheets on each side, in the mesh's units. Raises InputError, UsageError."""
         if not 0 <= thickness < np.inf:
             raise UsageError("A thickness is a length, zero or more", where=f"thickness={thickness}")
         faces = look_at(mesh)
         self.thickness = thickness
-        self._sign, self.method, self.reason, self.agreement, self.agreement_uniform = choose(faces, sign)
+        self._sign, self.method, self.reason, self.agreement, self.agreement_uniform, self.hollow = choose(faces, sign, hollows=hollows)
         self.solid, self.sheets = split(faces.mesh, self._sign)
         self.surface = concatenate((self.solid, self.sheets))
         self.solid_share = float(areas(self.solid).sum() / areas(self.surface).sum())
@@ -55,8 +57,9 @@ class MeshSDF:
         return s if self._sheets is None else np.minimum(s, np.sqrt(self._sheets.closest(x).squared) - self.thickness)
 
 
-def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", thickness: float = 0.0) -> MeshSDF:
-    """The signed distance function of a mesh: a path to a file, a pair (vertices, faces), or anything with `.vertices` and `.faces`.
+def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", hollows: Hollows = "keep", thickness: float = 0.0) -> MeshSDF:
+    """The signed distance function of a mesh: a path to a file, a pair (vertices, faces), or anything with `.vertices` and `.faces`. Options
+    are those of `MeshSDF`.
 
     Raises InputError if it has no surface or cannot be read, UsageError if it is something else.
     """
@@ -68,7 +71,7 @@ def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", thickness: float = 0.
         mesh = mesh.vertices, mesh.faces
     if not isinstance(mesh, tuple | list) or len(mesh) != 2:
         raise UsageError("A mesh is a path, a pair (vertices, faces), or something that has both", where=f"a {type(mesh).__name__}")
-    return MeshSDF(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1])), sign=sign, thickness=thickness)
+    return MeshSDF(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1])), sign=sign, hollows=hollows, thickness=thickness)
 
 
 def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
