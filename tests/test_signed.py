@@ -14,7 +14,8 @@ from solids import DEFECTS, ball, box, brute_force, capsule, cup, joined, sheet,
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.mesh import Mesh, areas, clean, face_normals
 from metasdf.geometry.native import winding_number
-from metasdf.geometry.signed import MeshSDF, cut, sdf_from_mesh
+from metasdf.geometry.pieces import cut, soup
+from metasdf.geometry.signed import MeshSDF, sdf_from_mesh
 
 POINTS = np.random.default_rng(0).uniform(-1.3, 1.3, (400, 3))
 u = np.linspace(-0.5, 0.5, 5)
@@ -198,7 +199,7 @@ def test_refusals() -> None:
 def test_cut() -> None:
     triangles = np.random.default_rng(0).normal(size=(9, 3, 3))
     pieces = cut(triangles, 0.3)
-    both = [Mesh(t.reshape(-1, 3), np.arange(3 * len(t)).reshape(-1, 3)) for t in (triangles, pieces)]
+    both = [soup(triangles), soup(pieces)]
     assert areas(both[1]).sum() == pytest.approx(areas(both[0]).sum())
     assert np.linalg.norm(pieces - np.roll(pieces, 1, 1), axis=2).max() <= 0.3
     assert np.abs(brute_force(both[1], POINTS[:50]) - brute_force(both[0], POINTS[:50])).max() < 1e-14
@@ -215,3 +216,12 @@ def test_real_meshes() -> None:
     for name, bound in (("planes/a300_a300", 0.98), ("tables/cc_0_oaktable", 0.98)):
         sdf = sdf_from_mesh(folder / f"{name}.ply")
         assert sdf.agreement > bound and sdf.kind != "sheet"
+
+
+def test_a_stray_face_far_away() -> None:
+    """It takes the digits of all else: no sign is promised then, but an answer, in bounded memory."""
+    mesh = ball(3)
+    n = len(mesh.vertices)
+    for far in (1e3, 1e9, 1e15):
+        stray = Mesh(np.concatenate((mesh.vertices, [[far, 0, 0], [far, 1, 0], [far, 0, 1]])), np.concatenate((mesh.faces, [[n, n + 1, n + 2]])))
+        assert np.isfinite(MeshSDF(stray)(POINTS)).all()

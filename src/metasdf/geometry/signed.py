@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from metasdf.errors import UsageError
 from metasdf.geometry.mesh import Mesh, areas, concatenate, face_normals
 from metasdf.geometry.native import Tree, points
+from metasdf.geometry.pieces import cut, edges, soup, triangles_of
 from metasdf.geometry.sign import BESIDE, Hollows, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
 
 Floats = NDArray[np.float64]
@@ -78,10 +79,10 @@ def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
     """The faces where inside ends, turned outwards, and the sheets; by winding numbers, faces with inside on both sides are left out.
     Where a large face is several of these it is cut, so its parts are right to 1/64 of the mesh's size."""
     if isinstance(sign, Winding) and sign.simple:
-        return sign.mesh, _soup(np.zeros((0, 3, 3)))
+        return sign.mesh, soup(np.zeros((0, 3, 3)))
     size = size_of(mesh)
-    pieces = cut(mesh.vertices[mesh.faces], COARSE * size)
-    large = _edges(pieces).max(1) > FINE * size
+    pieces = cut(triangles_of(mesh), COARSE * size)
+    large = edges(pieces).max(1) > FINE * size
     found = _sides(pieces[large], sign, size, places=_PLACES)
     mixed = (found != found[:, :1]).any(1)
     small = np.concatenate((pieces[~large], cut(pieces[large][mixed], FINE * size)))
@@ -90,22 +91,7 @@ def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
     if isinstance(sign, Visibility) or (kind == _WITHIN).all():
         kind[kind == _WITHIN] = _OUTWARDS  # it errs beside single faces, and none should be lost
     solid = np.concatenate((triangles[kind == _OUTWARDS], triangles[kind == _INWARDS][:, ::-1]))
-    return _soup(solid), _soup(triangles[kind == _SHEET])
-
-
-def cut(triangles: Floats, longest: float) -> Floats:
-    """Triangles (F, 3, 3) halved until no edge is longer, or there are some 300,000."""
-    longest = max(longest, float(np.sqrt(areas(_soup(triangles)).sum() / 50_000)))
-    done = []
-    while len(triangles):
-        edges = _edges(triangles)
-        far = edges.max(1) > longest
-        done.append(triangles[~far])
-        first = edges[far].argmax(1)
-        a, b, c = (triangles[far][np.arange(len(first)), (first + k) % 3] for k in range(3))
-        middle = (a + b) / 2
-        triangles = np.concatenate((np.stack((a, middle, c), 1), np.stack((middle, b, c), 1)))
-    return np.concatenate(done) if done else triangles
+    return soup(solid), soup(triangles[kind == _SHEET])
 
 
 _SHEET, _OUTWARDS, _INWARDS, _WITHIN = range(4)
@@ -114,15 +100,6 @@ _SHEET, _OUTWARDS, _INWARDS, _WITHIN = range(4)
 def _sides(triangles: Floats, sign: Sign, size: float, *, places: Floats) -> NDArray[np.int64]:
     """What is on the two sides of triangles (F, 3, 3) at some places (P, 3), as barycentric coordinates: (F, P) of the four kinds above."""
     x = np.einsum("pc,fcd->fpd", places, triangles)
-    beside = BESIDE * size * face_normals(_soup(triangles))[:, None]
+    beside = BESIDE * size * face_normals(soup(triangles))[:, None]
     front, back = (sign.inside((x + side).reshape(-1, 3)).reshape(x.shape[:2]) for side in (beside, -beside))
     return back + 2 * front
-
-
-def _edges(triangles: Floats) -> Floats:
-    """Lengths (F, 3) of the edges from each corner to the next."""
-    return np.linalg.norm(np.roll(triangles, -1, 1) - triangles, axis=2)
-
-
-def _soup(triangles: Floats) -> Mesh:
-    return Mesh(triangles.reshape(-1, 3), np.arange(3 * len(triangles)).reshape(-1, 3))
