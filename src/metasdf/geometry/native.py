@@ -96,16 +96,26 @@ class Scene:
         return np.clip(self._frame.to_field(origins), -_FAR, _FAR).astype(np.float32)
 
 
+class WindingNumber:
+    """The generalized winding number of an oriented mesh, by Barill et al. 2018: 1 inside a closed mesh whose normals point outwards, 0 outside,
+    fractions where it is open; good to about 0.02. libigl builds its tree anew on each call, at the cost of some thousand points."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        mesh = check(mesh)
+        self._frame = unit_frame(mesh)
+        self._vertices, self._faces = _packed(mesh, self._frame)
+
+    def __call__(self, x: ArrayLike) -> Floats:
+        x = points(x)
+        result = np.empty(len(x))
+        for part in neighbours(x):
+            result[part] = igl.fast_winding_number(self._vertices, self._faces, np.clip(self._frame.to_field(x[part]), -_FAR, _FAR))
+        return result
+
+
 def winding_number(mesh: Mesh, x: ArrayLike) -> Floats:
-    """The generalized winding number (N,) of an oriented mesh at x (N, 3), by Barill et al. 2018: 1 inside a closed mesh whose normals point
-    outwards, 0 outside, fractions where it is open; good to about 1e-3. Built anew on each call, at the cost of some 5,000 points."""
-    mesh, x = check(mesh), points(x)
-    frame = unit_frame(mesh)
-    vertices, faces = _packed(mesh, frame)
-    result = np.empty(len(x))
-    for part in neighbours(x):
-        result[part] = igl.fast_winding_number(vertices, faces, np.clip(frame.to_field(x[part]), -_FAR, _FAR))
-    return result
+    """`WindingNumber` (N,) of one mesh at x (N, 3), once."""
+    return WindingNumber(mesh)(x)
 
 
 def coherent(mesh: Mesh) -> tuple[Ints, Ints]:

@@ -3,6 +3,7 @@
 Distance and sign are separate questions. The sign (see `sign`) decides what is inside; the surface is the part of the faces where inside ends.
 Faces with inside on both sides, parts within parts and the ends of parts that reach into others, are no surface and do not count for the
 distance. Faces with outside on both sides are sheets: the distance to them is never negative, unless they are given a thickness.
+Faces without area, or narrower than 1e-7 of the mesh's size, do not count.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from metasdf.errors import UsageError
 from metasdf.geometry.mesh import Mesh, areas, concatenate, face_normals
-from metasdf.geometry.native import Tree, points
+from metasdf.geometry.native import Scene, Tree, points
 from metasdf.geometry.pieces import cut, edges, soup, triangles_of
-from metasdf.geometry.sign import BESIDE, Hollows, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
+from metasdf.geometry.sign import BESIDE, Faces, Hollows, Sign, SignMethod, Visibility, Winding, choose, look_at, size_of
 
 Floats = NDArray[np.float64]
 
 COARSE, FINE = 1 / 16, 1 / 64  # edges of the pieces that faces are cut into to see where parts enter each other, in mesh sizes
-_PLACES = np.array([[1, 1, 1], [2.4, 0.3, 0.3], [0.3, 2.4, 0.3], [0.3, 0.3, 2.4]]) / 3  # where a piece's two sides are looked at
+_CENTRE, _CORNERS = np.full((1, 3), 1 / 3), 0.7 * np.eye(3) + 0.1  # where a piece's two sides are looked at
 
 
 class MeshSDF:
@@ -43,7 +44,7 @@ class MeshSDF:
         faces = look_at(mesh)
         self.thickness = thickness
         self._sign, self.method, self.reason, self.agreement, self.agreement_uniform, self.hollow = choose(faces, sign, hollows=hollows)
-        self.solid, self.sheets = split(faces.mesh, self._sign)
+        self.solid, self.sheets = split(faces, self._sign)
         self.surface = concatenate((self.solid, self.sheets))
         self.solid_share = float(areas(self.solid).sum() / areas(self.surface).sum())
         self.kind: Literal["solid", "sheet", "mixed"] = "solid" if self.solid_share > 0.999 else "mixed" if len(self.solid.faces) else "sheet"
@@ -75,19 +76,20 @@ def sdf_from_mesh(mesh: Any, *, sign: SignMethod = "auto", hollows: Hollows = "k
     return MeshSDF(Mesh(np.asarray(mesh[0]), np.asarray(mesh[1])), sign=sign, hollows=hollows, thickness=thickness)
 
 
-def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
+def split(given: Faces, sign: Sign) -> tuple[Mesh, Mesh]:
     """The faces where inside ends, turned outwards, and the sheets; by winding numbers, faces with inside on both sides are left out.
     Where a large face is several of these it is cut, so its parts are right to 1/64 of the mesh's size."""
     if isinstance(sign, Winding) and sign.simple:
         return sign.mesh, soup(np.zeros((0, 3, 3)))
-    size = size_of(mesh)
-    pieces = cut(triangles_of(mesh), COARSE * size)
+    size = size_of(given.mesh)
+    pieces, face = cut(triangles_of(given.mesh), COARSE * size)
     large = edges(pieces).max(1) > FINE * size
-    found = _sides(pieces[large], sign, size, places=_PLACES)
+    found = _sides(pieces[large], face[large], given, sign, places=_CORNERS)
     mixed = (found != found[:, :1]).any(1)
-    small = np.concatenate((pieces[~large], cut(pieces[large][mixed], FINE * size)))
+    parts, piece = cut(pieces[large][mixed], FINE * size)
+    small, face = np.concatenate((pieces[~large], parts)), np.concatenate((face[~large], face[large][mixed][piece]))
     triangles = np.concatenate((pieces[large][~mixed], small))
-    kind = np.concatenate((found[~mixed, 0], _sides(small, sign, size, places=_PLACES[:1])[:, 0]))
+    kind = np.concatenate((found[~mixed, 0], _sides(small, face, given, sign, places=_CENTRE)[:, 0]))
     if isinstance(sign, Visibility) or (kind == _WITHIN).all():
         kind[kind == _WITHIN] = _OUTWARDS  # it errs beside single faces, and none should be lost
     solid = np.concatenate((triangles[kind == _OUTWARDS], triangles[kind == _INWARDS][:, ::-1]))
@@ -97,9 +99,24 @@ def split(mesh: Mesh, sign: Sign) -> tuple[Mesh, Mesh]:
 _SHEET, _OUTWARDS, _INWARDS, _WITHIN = range(4)
 
 
-def _sides(triangles: Floats, sign: Sign, size: float, *, places: Floats) -> NDArray[np.int64]:
-    """What is on the two sides of triangles (F, 3, 3) at some places (P, 3), as barycentric coordinates: (F, P) of the four kinds above."""
-    x = np.einsum("pc,fcd->fpd", places, triangles)
-    beside = BESIDE * size * face_normals(soup(triangles))[:, None]
-    front, back = (sign.inside((x + side).reshape(-1, 3)).reshape(x.shape[:2]) for side in (beside, -beside))
-    return back + 2 * front
+def _sides(pieces: Floats, face: NDArray[np.int64], given: Faces, sign: Sign, *, places: Floats) -> NDArray[np.int64]:
+    """What is on the two sides of pieces (N, 3, 3) of some faces (N,), at places (P, 3) in barycentric coordinates: (N, P) of the kinds above."""
+    x, face = np.einsum("pc,ncd->npd", places, pieces).reshape(-1, 3), np.repeat(face, len(places))
+    beside = BESIDE * size_of(given.mesh) * face_normals(given.mesh)[face]
+    front, back = (_inside_along(x + side, face, given.scene, sign) for side in (beside, -beside))
+    return (back + 2 * front).reshape(-1, len(places))
+
+
+def _inside_along(x: Floats, face: NDArray[np.int64], scene: Scene, sign: Sign) -> NDArray[np.bool_]:
+    """`sign.inside` of points (N, 3), each beside a face (N,) on the same side: what the first one of a face sees, with no other face between,
+    is as it is. A ray costs a hundredth of a winding number."""
+    first, index = np.unique(face, return_index=True, return_inverse=True)[1:]
+    start = first[index.ravel()]
+    result = np.zeros(len(x), np.bool_)
+    result[first] = sign.inside(x[first])
+    others = np.flatnonzero(start != np.arange(len(x)))
+    way = x[others] - x[start[others]]
+    seen = scene.first_hits(x[start[others]], way).distance > np.linalg.norm(way, axis=1)
+    result[others[seen]] = result[start[others[seen]]]
+    result[others[~seen]] = sign.inside(x[others[~seen]])
+    return result
