@@ -14,9 +14,9 @@ from metasdf.geometry.native import Scene
 
 Floats = NDArray[np.float64]
 
-# DeepSDF's published preprocessing (facebookresearch/DeepSDF, src/PreprocessMesh.cpp): of 500,000 samples 47/50 lie near the surface, half of
-# them with each variance, the others uniform in the cube of side 2; the shape's farthest vertex is at 1/1.03 from the middle of its box. The
-# paper (Park et al. 2019, supplement) has half these variances, 0.0025 and 0.00025, and draws the uniform ones from the unit sphere.
+# DeepSDF's preprocessing program (src/PreprocessMesh.cpp): of 500,000 samples 47/50 lie near the surface, half of them with variance 0.005 and
+# half with 0.0005, the others uniform in the cube of side 2; the shape's farthest vertex is at 1/1.03 from the middle of its box. For the paper
+# (Park et al. 2019) others quote variances 0.0025 and 0.00025, and uniform points from the unit sphere.
 DEEPSDF_SPREADS = (0.005**0.5, 0.0005**0.5)
 DEEPSDF_UNIFORM = 3 / 50
 
