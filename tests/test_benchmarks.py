@@ -114,3 +114,15 @@ def test_time_to_accuracy(tmp_path: Path) -> None:
     assert list(curves) == ["straightforward", "ours", "ours, a tenth"] and all(name in printed for name in curves)
     assert all(curve == sorted(curve) for curve in curves.values())
     assert curves["ours, a tenth"][-1][0] < curves["ours"][-1][0]
+
+
+def test_prepare(tmp_path: Path) -> None:
+    pytest.importorskip("rtree", reason="trimesh's signed distance needs rtree")
+    result, printed = quick("prepare", tmp_path / "out.json")
+    for kind in ("none", "all at once"):
+        found = result["speed"][kind]
+        assert list(found["sides"]) == ["ours", "trimesh", "brute force"] and found["peak_mib"] > 0
+        for row in found["sides"].values():
+            positive(row, "build_ms", "us_per_sample", "per_second", "total_s", "speedup_over_trimesh", "speedup_over_brute_force")
+        assert found["sides"]["ours"]["difference"] < 1e-9
+    assert max(result["errors"]["none"]["auto"]) == 0 and all(kind in printed for kind in result["errors"])

@@ -16,6 +16,7 @@ from metasdf.data import mnist as mnist_module
 from metasdf.data import prepare as prepare_module
 from metasdf.data.mnist import MNIST
 from metasdf.data.prepare import prepare, prepare_images, prepare_mnist, prepare_slice
+from metasdf.data.splits import keyed_order
 from metasdf.data.store import MANIFEST, Store
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.image import contour_points, mask_from_image, sdf_from_mask
@@ -83,7 +84,7 @@ def test_the_seed_decides_the_validation_digits(source: Path, tmp_path: Path) ->
     assert stores[0].fingerprint == stores[1].fingerprint
     assert stores[0].splits["val"].tolist() != stores[2].splits["val"].tolist()
     # a fixed value: no version of any library may change which digits these are
-    assert prepare_module._keyed_order(["train/0", "train/1", "train/2", "train/3", "train/4"], 0).tolist() == [1, 4, 0, 3, 2]
+    assert keyed_order(["train/0", "train/1", "train/2", "train/3", "train/4"], 0).tolist() == [1, 4, 0, 3, 2]
 
 
 def test_one_worker_and_two_write_the_same_bytes(source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -867,6 +867,19 @@ def test_curvature_can_begin_from_a_prior_without(store: Store, tmp_path: Path) 
         trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
+def test_fourier_features_can_begin_from_a_prior_without(store: Store, tmp_path: Path) -> None:
+    plain = replace(tiny(), field=replace(tiny().field, frequencies=0))
+    trainer(tmp_path / "plain", store, plain).fit()
+    prior = load(tmp_path / "plain")
+    more = replace(plain, field=replace(plain.field, frequencies=2))
+    ours = trainer(tmp_path / "run", store, more, init=prior)
+    x = ours.loader.batch(0).context.x
+    torch.testing.assert_close(field(ours.model.theta, x, more.field), field(prior.conditioner.theta, x, plain.field), rtol=1e-5, atol=1e-6)
+    ours.fit()
+    with pytest.raises(UsageError, match="other layers or rates"):  # the other way round would forget something
+        trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
+
+
 MISMATCHES: dict[str, Experiment] = {
     "width": replace(tiny(), field=replace(tiny().field, width=17)),
     "rates": replace(tiny(), inner=replace(tiny().inner, rates="step")),

@@ -3,6 +3,7 @@
     prior = metasdf.load("mnist-levelset")
     sdf = prior.adapt(points)          # (N, 2), any units
     sdf(x); sdf.value_and_grad(x)
+    metasdf.sdf_from_mesh("mesh.obj")(x)    # no network: the mesh's own signed distance, with a robust sign
 
 Importing the package is cheap: each name below is loaded when it is first used.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 _HOMES = {
     "load": "prior", "load_sdf": "prior", "shipped": "prior", "Prior": "prior", "SDF": "prior", "Frame": "geometry.frame",
+    "sdf_from_mesh": "geometry.signed",
     "MetaSDF": "conditioning.metasdf", "InnerLoopConfig": "conditioning.inner_loop", "Conditioner": "conditioning.base",
     "FieldSpec": "fields", "Layer": "fields", "field": "fields", "Distance": "heads", "Head": "heads",
     "Observations": "tasks", "TaskBatch": "tasks", "meta_loss": "train", "experiment": "experiments",

@@ -36,6 +36,7 @@ from metasdf.tasks import Observations, TaskBatch
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
 MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint")  # of a run's configuration: how long, and how it goes through memory
+NEW_INPUTS = ("_theta.0", "rates.raw.0", "curvature.right.0")  # tensors whose size is that of the field's inputs
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -540,14 +541,29 @@ def _meaning(e: Experiment) -> dict[str, Any]:
     return {"field.activation": e.field.activation, "field.w0": e.field.w0 if sine else None, "softplus rates": e.inner.constraint == "softplus"}
 
 
+def _with_new_inputs(name: str, given: Tensor, fresh: Tensor) -> Tensor:
+    """A tensor of the first layer of a field without Fourier features, for one that has them too: with weight zero, they change nothing yet."""
+    n = given.shape[-1]
+    grown = torch.zeros_like(fresh) if name == NEW_INPUTS[0] else fresh.clone()
+    corner = grown[:n, :n] if name == NEW_INPUTS[2] else grown[..., :n]
+    if corner.shape != given.shape:
+        return given  # another layer altogether, as loading will say
+    corner.copy_(given)
+    return grown
+
+
 def _load_into(model: Conditioner, prior: Prior, experiment: Experiment) -> None:
     was, now = _meaning(prior.experiment), _meaning(experiment)
     if was != now:
         raise UsageError(f"--init has other layers or rates than this experiment ({', '.join(f'{k}: {was[k]}' for k in was if was[k] != now[k])})",
                          where=prior.experiment.name, fix="use the same field and inner settings, see: metasdf models NAME")  # fmt: skip
     try:
-        straight = {name: t for name, t in model.state_dict().items() if name.startswith("curvature.")}  # a prior without any changes nothing
-        model.load_state_dict(straight | prior.conditioner.state_dict())
+        fresh = model.state_dict()
+        straight = {name: t for name, t in fresh.items() if name.startswith("curvature.")}  # a prior without any changes nothing
+        given = dict(prior.conditioner.state_dict())
+        if experiment.field.frequencies and not prior.experiment.field.frequencies:
+            given = {name: _with_new_inputs(name, t, fresh[name]) if name in NEW_INPUTS and name in fresh else t for name, t in given.items()}
+        model.load_state_dict(straight | given)
     except RuntimeError as error:
         raise UsageError("--init has other layers or rates than this experiment", where=prior.experiment.name, cause=str(error).splitlines()[0],
                          fix="use the same field and inner settings, see: metasdf models NAME") from error  # fmt: skip

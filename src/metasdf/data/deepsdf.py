@@ -101,6 +101,11 @@ def write_shape(root: str | Path, key: ShapeKey, *, x: NDArray[np.floating], s: 
     write_whole(paths[SAMPLES], _npz(pos=rows[rows[:, 3] > 0], neg=rows[rows[:, 3] <= 0]))
 
 
+def sample_paths(root: str | Path, key: ShapeKey) -> list[Path]:
+    """All files that a shape may have; only the first must exist."""
+    return list(_paths(root, key).values())
+
+
 def _paths(root: str | Path, key: ShapeKey) -> dict[str, Path]:
     check_key(key, where=root)
     suffixes = {SAMPLES: ".npz", SURFACE: ".ply", NORMALISATION: ".npz"}

@@ -12,8 +12,6 @@ number of workers.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +25,9 @@ import PIL
 import scipy
 from numpy.typing import NDArray
 
+from metasdf.data.isolation import main_can_be_imported, usable_cores
 from metasdf.data.mnist import CREDIT, LICENCE, MNIST, download_mnist, holds_mnist, load_slice, read_mnist
+from metasdf.data.splits import by_shares, check_shares, keyed_order
 from metasdf.data.store import Store, StoreWriter, find_existing, sha256_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.image import IMAGE_SUFFIXES, Foreground, contour_points, mask_from_image, read_silhouette, sdf_from_mask
@@ -98,7 +98,7 @@ def prepare_mnist(source: str | Path | None, out: str | Path, *, resolution: int
                "limit": limit}
     if store := find_existing(out, kind=KIND, request=request, force=force):
         return store
-    order = _keyed_order([f"train/{i}" for i in range(train)], seed)
+    order = keyed_order([f"train/{i}" for i in range(train)], seed)
     meta = {"source": "MNIST" if not allow_unofficial else "IDX files in MNIST's form (md5 not checked)",
             "credit": CREDIT if not allow_unofficial else "", "licence": LICENCE if not allow_unofficial else "",
             "rows": {"train": [0, train], "test": [train, train + test]}, "val": val, "seed": seed, "limit": limit}
@@ -137,7 +137,7 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
     """
     folder = Path(folder)
     _check_counts(workers=workers, limit=limit)
-    _check_split_shares(split)
+    check_shares(split)
     if not folder.is_dir():
         raise UsageError("The image folder does not exist", where=folder, cause="a wrong path, or a file", fix="pass a folder of images")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())[:limit]
@@ -165,10 +165,7 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
                              fix="use images that show a shape on a plain background")
         sinks.close(np.full(len(kept), -1))
         meta.update(kept=len(kept), dropped_count=len(dropped), dropped=dropped, names=kept)
-        order = _keyed_order(kept, seed)
-        train, validation = _share_counts(len(kept), split)
-        cuts = np.split(order, [train, train + validation])
-        writer.splits = {name: np.sort(cut) for name, cut in zip(("train", "val", "test"), cuts, strict=True)}
+        writer.splits = dict(by_shares(kept, split, seed=seed))
     return Store.open(out)
 
 
@@ -242,21 +239,13 @@ def _pack(sdfs: list[NDArray[np.float32]], resolution: int, contours: bool, kept
 
 def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progress: bool | Report) -> Iterator[_Rows]:
     """Results of `job[0](*job[1:])` in the order of the jobs, from `workers` processes (None: one per core this process may use)."""
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(jobs)) if _main_can_be_imported() else 1
+    workers = min(workers or usable_cores(), len(jobs)) if main_can_be_imported() else 1
     done = 0
     with reporter(progress, total, "signed distances") as report:
         for rows in _in_processes(jobs, workers) if workers > 1 else (job[0](*job[1:]) for job in jobs):
             yield rows
             done += len(rows.kept) + len(rows.dropped)
             report(done, total)
-
-
-def _main_can_be_imported() -> bool:
-    """A new process imports the main module; a program read from standard input has none, so it does all the work itself."""
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return file is None or Path(file).exists()
 
 
 def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Rows]:
@@ -276,25 +265,6 @@ def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Ro
                          fix="add that line to the script, or use workers=1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """A permutation of the names that depends on the seed and the names only, in any version of any library: by SHA-256 of both."""
-    keys = [hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
-    return np.array(sorted(range(len(names)), key=keys.__getitem__), dtype=np.int64)
-
-
-def _share_counts(n: int, split: tuple[float, float, float]) -> tuple[int, int]:
-    """Images for train and val of n; val and test get at least one each if they have a share and there are three images."""
-    least = 1 if n >= 3 else 0
-    val, test = (max(int(n * share / sum(split)), least if share else 0) for share in split[1:])
-    return n - val - test, val
-
-
-def _check_split_shares(split: tuple[float, float, float]) -> None:
-    if len(split) != 3 or not all(np.isfinite(share) and share >= 0 for share in split) or not split[0] > 0:
-        raise UsageError("A split is three shares, train, val and test, none negative and some to train on", where=f"split={split}",
-                         fix="use split=(80, 10, 10)")
 
 
 def _check_counts(*, workers: int | None = None, val: int | None = None, limit: int | None = None) -> None:

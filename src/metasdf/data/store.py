@@ -3,6 +3,7 @@
     DATA/
       manifest.json      format, version, kind, arrays, splits, meta, request, fingerprint
       sdf.npy ...        one file per array, memory-mapped when read
+      items/             where an item is much data: one file for each, in order; the arrays then hold what is known of all of them
 
 A store is complete or absent: it is written in a hidden folder beside its final name and renamed once, when every byte is on the disk.
 The manifest holds size, type and SHA-256 of every array. Reading checks names, sizes and types always, checksums on request, and never
@@ -36,7 +37,10 @@ VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 256 * 2**20
 SPLIT_PREFIX = "split_"
+ITEMS = "items"
+PAGE = "review.html"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_ITEM = re.compile(r"[0-9a-f]{8,64}\.safetensors")
 _PLAIN_KINDS = "biuf"  # booleans, integers, floats: nothing that could need a pickle
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
 _REMAKE = "prepare the data set again (with --force to replace this folder)"
@@ -52,6 +56,7 @@ class Store:
         self.request: dict[str, Any] = manifest["request"]
         self.fingerprint: str = manifest["fingerprint"]
         self._count: int = manifest["count"]
+        self._items: list[dict[str, Any]] = manifest.get(ITEMS, [])
         chosen = {name: entry["array"] for name, entry in manifest["splits"].items()}
         self.arrays: Mapping[str, NDArray[Any]] = MappingProxyType({k: a for k, a in arrays.items() if k not in chosen.values()})
         self.splits: Mapping[str, NDArray[np.int64]] = MappingProxyType({name: arrays[array] for name, array in chosen.items()})
@@ -67,6 +72,8 @@ class Store:
         arrays = {name: _open_array(path, name, entry, verify=verify) for name, entry in manifest["arrays"].items()}
         for split, entry in manifest["splits"].items():
             _check_split(arrays[entry["array"]], manifest["count"], split, path / MANIFEST)
+        for entry in manifest.get(ITEMS, []):
+            _check_file(path / ITEMS / entry["file"], entry, f"The item {entry['file']}", verify=verify)
         return cls(path, manifest, arrays)
 
     def split(self, name: str) -> NDArray[np.int64]:
@@ -74,6 +81,14 @@ class Store:
         if name not in self.splits:
             raise UsageError(f"The data set has no split {name!r}", where=self.path, fix=f"use one of: {', '.join(self.splits) or '(none)'}")
         return self.splits[name]
+
+    def item(self, row: int) -> Path:
+        """The file of one item, where items are files."""
+        return self.path / ITEMS / str(self._items[row]["file"])
+
+    def checksum(self, row: int) -> str:
+        """SHA-256 of one item's file."""
+        return str(self._items[row]["sha256"])
 
     def __len__(self) -> int:
         return self._count
@@ -101,6 +116,7 @@ class StoreWriter:
         self.kind, self.request, self.meta, self.force = kind, request, meta, force
         self.splits: dict[str, ArrayLike] = {}
         self.count: int | None = None
+        self._items: list[dict[str, Any]] = []
         self._open: dict[str, np.memmap[Any, Any] | RowStream | None] = {}
         self._folder = Path()
 
@@ -139,6 +155,22 @@ class StoreWriter:
         stream = RowStream(self._claim(name), row_shape, kind)
         self._open[name] = stream
         return stream
+
+    def link(self, file: Path, *, sha256: str | None = None) -> None:
+        """The next item: a file called by hexadecimal digits; it stays where it is, and is not copied on the same disk. sha256: if known."""
+        if not _ITEM.fullmatch(file.name):
+            raise UsageError(f"Bad item name {file.name!r}", where=self.path, fix="call it by hexadecimal digits and .safetensors")
+        with _typed_write_errors(self.path):
+            folder = self._folder / ITEMS
+            folder.mkdir(exist_ok=True)
+            link_or_copy(file, folder / file.name)
+            _sync(folder / file.name)
+        self._items.append({"file": file.name, "bytes": file.stat().st_size, "sha256": sha256 or sha256_file(file)})
+
+    def page(self, html: str) -> None:
+        """A page to look at, beside the data; no part of its fingerprint."""
+        with _typed_write_errors(self.path):
+            (self._folder / PAGE).write_text(html, encoding="utf-8")
 
     def _claim(self, name: str) -> Path:
         if not _NAME.fullmatch(name) or name in self._open:
@@ -185,6 +217,8 @@ class StoreWriter:
             _check_split(_load(self._folder / f"{entry['array']}.npy"), count, split, self.path)
         manifest = {"format": FORMAT, "version": VERSION, "kind": self.kind, "count": count, "fingerprint": "", "arrays": arrays,
                     "splits": splits, "request": self.request, "meta": self.meta}
+        if self._items:
+            manifest[ITEMS] = self._items
         manifest["fingerprint"] = _fingerprint(manifest)
         file = self._folder / MANIFEST
         file.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -242,6 +276,16 @@ def find_existing(path: str | Path, *, kind: str, request: dict[str, Any], force
                      fix="choose another folder with -o, or replace it with --force")
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """A second name for a file where the disk can do that, a copy where it cannot."""
+    try:
+        os.link(file, target)
+    except OSError as error:
+        if error.errno in _WRITE_ERRORS - {errno.EPERM, errno.EACCES}:
+            raise
+        shutil.copyfile(file, target)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
@@ -257,7 +301,7 @@ def _check_target(path: Path, *, force: bool) -> None:
     names = [item.name for item in path.iterdir()]
     if not names:
         return
-    is_store = MANIFEST in names and all(name == MANIFEST or name.endswith(".npy") for name in names)
+    is_store = MANIFEST in names and all(name in (MANIFEST, ITEMS, PAGE) or name.endswith(".npy") for name in names)
     if not is_store:
         raise UsageError("The output folder is not empty, and is no data set of ours", where=path, cause="it holds other files",
                          fix="choose another folder with -o")
@@ -327,18 +371,18 @@ def _check_fields(manifest: dict[str, Any], file: Path) -> None:
         require(isinstance(entry.get("bytes"), int), f"array {name} lacks its size")
         shape = entry.get("shape")
         require(isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape), f"array {name} has a bad shape")
+    items = manifest.get(ITEMS, [])
+    require(isinstance(items, list) and len(items) in (0, manifest["count"]), "items are no list, or not one for each row")
+    for entry in items:
+        require(isinstance(entry, dict) and bool(_ITEM.fullmatch(str(entry.get("file")))), "an item has an unsafe file name")
+        require(isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int), f"item {entry['file']} lacks its size or checksum")
     for split, entry in manifest["splits"].items():
         require(isinstance(entry, dict) and entry.get("array") in manifest["arrays"], f"split {split} names no array")
 
 
 def _open_array(path: Path, name: str, entry: dict[str, Any], *, verify: bool) -> NDArray[Any]:
     file = path / entry["file"]
-    if not file.is_file():
-        raise InputError(f"The array {name} is missing", where=file, cause="an incomplete copy of the data set", fix=_REMAKE)
-    size = file.stat().st_size
-    if size != entry["bytes"]:
-        raise InputError(f"The array {name} has {size:,} bytes instead of {entry['bytes']:,}", where=file,
-                         cause="truncated, or an incomplete copy", fix=_REMAKE)
+    _check_file(file, entry, f"The array {name}", verify=verify)
     try:
         array = _load(file)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
@@ -346,9 +390,18 @@ def _open_array(path: Path, name: str, entry: dict[str, Any], *, verify: bool) -
     if array.dtype.str != entry["dtype"] or list(array.shape) != entry["shape"] or array.dtype.kind not in _PLAIN_KINDS:
         raise InputError(f"The array {name} is {array.dtype.str} {array.shape}, the manifest says {entry['dtype']} {tuple(entry['shape'])}",
                          where=file, cause="replaced or damaged", fix=_REMAKE)
-    if verify and sha256_file(file) != entry["sha256"]:
-        raise InputError(f"The array {name} does not match its checksum", where=file, cause="changed or damaged on disk", fix=_REMAKE)
     return array
+
+
+def _check_file(file: Path, entry: dict[str, Any], what: str, *, verify: bool) -> None:
+    if not file.is_file():
+        raise InputError(f"{what} is missing", where=file, cause="an incomplete copy of the data set", fix=_REMAKE)
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        raise InputError(f"{what} has {size:,} bytes instead of {entry['bytes']:,}", where=file, cause="truncated, or an incomplete copy",
+                         fix=_REMAKE)
+    if verify and sha256_file(file) != entry["sha256"]:
+        raise InputError(f"{what} does not match its checksum", where=file, cause="changed or damaged on disk", fix=_REMAKE)
 
 
 def _load(file: Path) -> NDArray[Any]:
@@ -375,6 +428,8 @@ def _check_split(rows: NDArray[Any], count: int, split: str, where: Path) -> Non
 def _fingerprint(manifest: dict[str, Any]) -> str:
     contents = {"kind": manifest["kind"], "count": manifest["count"], "splits": manifest["splits"],
                 "arrays": {n: [e["dtype"], e["shape"], e["sha256"]] for n, e in manifest["arrays"].items()}}
+    if ITEMS in manifest:
+        contents[ITEMS] = [entry["sha256"] for entry in manifest[ITEMS]]
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 

@@ -83,15 +83,17 @@ def render(
     return (picture ** (1 / GAMMA) * 255 + 0.5).astype(np.uint8)
 
 
-def contact_sheet(images: Sequence[Picture], titles: Sequence[str] | None = None, *, columns: int = 4, gap: int = 6) -> Picture:
-    """Pictures in rows of `columns` on white, each in a cell as large as the largest, its title below it; titles too long are cut."""
+def contact_sheet(images: Sequence[Picture], titles: Sequence[str] | None = None, *, columns: int = 4, gap: int = 6,
+                  text: int | None = None) -> Picture:  # fmt: skip
+    """Pictures in rows of `columns` on white, each in a cell as large as the largest, its title below it, `text` pixels high; titles too long
+    are cut."""
     titles = [""] * len(images) if titles is None else titles
     if not images or columns < 1 or len(titles) != len(images):
         raise UsageError("A contact sheet needs at least one picture, one column and as many titles as pictures",
                          where=f"{len(images)} pictures, {len(titles)} titles, {columns} columns", fix="pass pictures and their titles")
     columns = min(columns, len(images))
     height, width = max(image.shape[0] for image in images), max(image.shape[1] for image in images)
-    text = max(10, width // 16)
+    text = text or max(10, width // 16)
     line = text * 3 // 2 if any(titles) else 0
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), "white")

@@ -1,0 +1,165 @@
+"""What a shape of a 3D data set is made from: a mesh file, DeepSDF's processed samples, or dice. Each can be sent to another process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from metasdf.data.deepsdf import is_deepsdf, list_shapes, read_shape, sample_paths
+from metasdf.data.procedural import CATEGORIES, procedural_parameters, procedural_shape
+from metasdf.data.shape import PICTURE, SLICE, Sampling, Shape, pack_views, sample_mesh
+from metasdf.data.sources import ShapeKey, Source, find_meshes, read_source
+from metasdf.data.store import sha256_file
+from metasdf.errors import InputError, UsageError
+
+PROCEDURAL = "procedural-"
+PROCEDURAL_COUNT = 100
+
+
+class Origin(Protocol):
+    """`name` is unique in a data set."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+    def checksum(self) -> str:
+        """Of what the shape depends on besides the options."""
+        ...
+
+    def draw(self, how: Sampling) -> Shape:
+        """Raises InputError where there is no surface, or the file cannot be read."""
+        ...
+
+
+class MeshFile(NamedTuple):
+    source: Source
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def category(self) -> str:
+        return self.source.category
+
+    def checksum(self) -> str:
+        """Of the file; of a zip's member, what the zip itself says."""
+        if self.source.member is None:
+            return sha256_file(self.source.path)
+        info = _members(self.source.path, self.source.path.stat().st_mtime_ns)[self.source.member]
+        return f"{info.CRC:08x}-{info.file_size}"
+
+    def draw(self, how: Sampling) -> Shape:
+        return sample_mesh(read_source(self.source), name=self.name, category=self.category, how=how)
+
+
+class Dice(NamedTuple):
+    """One of the procedural shapes."""
+
+    category: str
+    number: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.category}/{self.number:06d}"
+
+    def checksum(self) -> str:
+        return hashlib.sha256(json.dumps(procedural_parameters(self.category, self.number, seed=self.seed), sort_keys=True).encode()).hexdigest()
+
+    def draw(self, how: Sampling) -> Shape:
+        shape = sample_mesh(procedural_shape(self.category, self.number, seed=self.seed), name=self.name, category=self.category, how=how)
+        shape.facts["parameters"] = procedural_parameters(self.category, self.number, seed=self.seed)
+        return shape
+
+
+class Processed(NamedTuple):
+    """Samples that DeepSDF's preprocessing made: taken over as they are, all of them. Its surface points have no normals, and there are no views."""
+
+    root: Path
+    key: ShapeKey
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.key)
+
+    @property
+    def category(self) -> str:
+        return self.key.category
+
+    def checksum(self) -> str:
+        return "-".join(sha256_file(path)[:32] for path in sample_paths(self.root, self.key) if path.exists())
+
+    def draw(self, how: Sampling) -> Shape:
+        given = read_shape(self.root, self.key)
+        rng = np.random.default_rng((how.seed, *hashlib.sha256(self.name.encode()).digest()))
+        offset, scale = (np.zeros(3), 1.0) if given.offset is None or given.scale is None else (given.offset, given.scale)
+        surface = np.zeros((0, 3)) if given.surface is None else (given.surface.astype(np.float64) + offset) * scale
+        arrays = {
+            "samples": rng.permutation(np.column_stack((given.x, given.s)).astype(np.float32)),
+            "surface": np.concatenate((surface, np.zeros_like(surface)), 1, dtype=np.float32),
+            **pack_views([]),
+            "slices": np.zeros((0, SLICE, SLICE), np.float32),
+            "picture": np.zeros((0, PICTURE, 3), np.uint8),
+        }
+        facts = {"name": self.name, "category": self.category, "centre": (-offset).tolist(), "scale": scale, "kind": "samples",
+                 "method": "given", "reason": "as DeepSDF's preprocessing found it", "dropped_rows": given.dropped_nan,
+                 "inside": float((given.s < 0).mean())}  # fmt: skip
+        return Shape(arrays, facts)
+
+
+class Origins(NamedTuple):
+    """All that is found, and (name, reason) of what cannot even be tried. about: for the data set's card."""
+
+    found: list[Origin]
+    dropped: list[tuple[str, str]]
+    about: dict[str, Any]
+
+
+def find_origins(source: str | Path, *, count: int | None = None, seed: int = 0) -> Origins:
+    """What `source` is: `procedural-tables` and its like (`count` of them), a folder in DeepSDF's layout, or anything with meshes.
+
+    Raises UsageError if there is nothing of the name, InputError if there is no mesh.
+    """
+    category = str(source).removeprefix(PROCEDURAL)
+    if str(source).startswith(PROCEDURAL) and not Path(source).exists():
+        if category not in CATEGORIES:
+            raise UsageError(f"There are no procedural {category!r}", fix=f"use one of: {', '.join(PROCEDURAL + name for name in CATEGORIES)}")
+        dice: list[Origin] = [Dice(category, number, seed) for number in range(count or PROCEDURAL_COUNT)]
+        return Origins(dice, [], {"source": f"procedural {category}", "licence": "free: drawn by this program"})
+    if count is not None:
+        raise UsageError("--count says how many procedural shapes to make", where=source, fix="take the first meshes only with --limit")
+    path = Path(source)
+    if path.is_dir() and is_deepsdf(path):
+        return Origins([Processed(path, key) for key in list_shapes(path)], [], {"source": "DeepSDF samples", "licence": "as the samples"})
+    found = find_meshes(path)
+    about = {"source": f"meshes of {path.resolve().name}", "licence": "as the meshes"}
+    return Origins([MeshFile(each) for each in found.sources], found.dropped, about)
+
+
+def checksum(origin: Origin) -> str:
+    """Its own, or a word for what cannot be read: that will be dropped, with the reason, when it is drawn."""
+    try:
+        return origin.checksum()
+    except (OSError, InputError, KeyError):
+        return "unreadable"
+
+
+def key_of(origin: Origin, given: str, how: Sampling, *, version: int) -> str:
+    """Under what name a shape is kept: equal keys are equal shapes, so a finished one is never drawn again. given: its checksum."""
+    text = json.dumps([version, np.__version__, origin.name, given, type(origin).__name__, asdict(how)], sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+@lru_cache(maxsize=4)
+def _members(path: Path, changed: int) -> dict[str, zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename: info for info in archive.infolist()}

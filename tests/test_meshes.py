@@ -1,0 +1,322 @@
+"""Meshes -> data sets: every shape is kept or named, the same bytes come out in any way, and nothing finished is made twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from solids import ball, box, flipped, soup, torus
+
+from metasdf.cli import cli
+from metasdf.data import meshes
+from metasdf.data.deepsdf import list_shapes
+from metasdf.data.deepsdf import read_shape as read_deepsdf
+from metasdf.data.isolation import Done, Failure, Limits
+from metasdf.data.meshes import merge, prepare_meshes
+from metasdf.data.shape import Sampling, read_shape
+from metasdf.data.store import Store
+from metasdf.errors import InputError, UsageError
+from metasdf.geometry.io import write_mesh
+from metasdf.geometry.mesh import Mesh
+
+FEW = Sampling(samples=400, surface=100, views=2, view_size=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six shapes of two categories, one of them with half of its faces turned around, and two files that are no shapes."""
+    root = tmp_path_factory.mktemp("meshes")
+    for k in range(3):
+        write_mesh(root / f"balls/ball{k}.ply", ball(2, radius=1 + k, centre=(k, 0, 5)))
+    write_mesh(root / "boxes/long.obj", box(size=(4, 1, 1), cuts=2))
+    write_mesh(root / "boxes/ring.stl", torus(16, 8))
+    write_mesh(root / "boxes/turned.off", flipped(soup(box(cuts=3)), 0.5))
+    (root / "boxes/empty.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n")
+    (root / "boxes/points.obj").write_text("v 0 0 0\nv 1 0 0\n")
+    return root
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes are made in this process: what is tested is what becomes of them."""
+
+    def run(function: Any, jobs: Any, **options: Any) -> Iterator[Done]:
+        for number, job in enumerate(jobs):
+            try:
+                yield Done(number, function(*job))
+            except InputError as error:
+                yield Done(number, Failure(error.what, error.fix))
+
+    monkeypatch.setattr(meshes, "run", run)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def test_every_shape_is_kept_or_named(folder: Path, tmp_path: Path) -> None:
+    """With worker processes."""
+    said: list[str] = []
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, workers=2, say=said.append, progress=False)
+    names = ["balls/ball0", "balls/ball1", "balls/ball2", "boxes/long", "boxes/ring", "boxes/turned"]
+    assert [facts["name"] for facts in store.meta["shapes"]] == names and len(store) == 6
+    assert [entry["name"] for entry in store.meta["dropped"]] == ["boxes/empty", "boxes/points"]
+    assert store.meta["found"] == 8 and all(entry["reason"] and entry["fix"] for entry in store.meta["dropped"])
+    assert any("dropped boxes/points: " in text for text in said)
+    assert sorted(np.concatenate(list(store.splits.values())).tolist()) == list(range(6))
+    assert not list(tmp_path.glob(".*")) and Store.open(store.path, verify=True).fingerprint == store.fingerprint
+    page = (store.path / "review.html").read_text()
+    assert "8 found = 6 kept + 2 dropped" in page and "boxes/points" in page and page.count("data:image/png") == 6
+    again = prepare_meshes(folder, tmp_path / "data", sampling=FEW, workers=1)
+    assert again.fingerprint == store.fingerprint
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_shape_holds(folder: Path, tmp_path: Path) -> None:
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    for row, radius in enumerate((1, 2, 3)):
+        shape = read_shape(store.item(row))
+        frame = store.arrays["frames"][row]
+        assert frame[3] == pytest.approx(1 / 1.03 / radius, rel=1e-6) and frame[:3] == pytest.approx((row, 0, 5), abs=1e-6)
+        a = shape.arrays
+        assert a["samples"].shape == (400, 4) and a["samples"].dtype == np.float32
+        truth = np.linalg.norm(a["samples"][:, :3], axis=1) - 1 / 1.03
+        assert np.abs(a["samples"][:, 3] - truth).max() < 0.03  # a ball of 320 faces
+        assert a["surface"].shape == (100, 6) and (a["surface"][:, :3] * a["surface"][:, 3:]).sum(1).min() > 0.9  # outwards
+        assert np.abs(np.linalg.norm(a["surface"][:, :3], axis=1) - 1 / 1.03).max() < 0.03
+        assert a["view_offsets"][0] == 0 and a["view_offsets"][-1] == len(a["views"]) and len(a["view_offsets"]) == 3
+        assert a["slices"].shape == (3, 96, 96) and a["slices"].min() < -0.9 and a["picture"].shape == (192, 192, 3)
+        assert shape.facts["kind"] == "solid" and shape.facts["agreement"] == store.arrays["agreement"][row, 0] == 1
+    first_half = read_shape(store.item(0)).arrays["samples"][:200]
+    assert 0.3 < (np.abs(first_half[:, 3]) < 0.05).mean() / (np.abs(read_shape(store.item(0)).arrays["samples"][:, 3]) < 0.05).mean() < 1.2  # mixed
+
+
+@pytest.mark.usefixtures("here")
+def test_slices_are_what_is_seen(tmp_path: Path) -> None:
+    """Of a box that is long in x, less so in y: wide and low where x goes right; rows go down as y or z do."""
+    write_mesh(tmp_path / "in/plank.ply", Mesh(*box(size=(4, 2, 0.5))))
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    inside = [s < 0 for s in read_shape(store.item(0), "slices").arrays["slices"]]
+    extents = [(s.any(1).sum(), s.any(0).sum()) for s in inside]  # rows, columns
+    unit = 96 / 2 * store.arrays["frames"][0, 3]
+    for found, size in zip(extents, ((2, 0.5), (0.5, 4), (2, 4)), strict=True):
+        assert found == pytest.approx(np.array(size) * unit, abs=2)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_same_bytes_in_any_way(folder: Path, tmp_path: Path) -> None:
+    whole = prepare_meshes(folder, tmp_path / "whole", sampling=FEW, progress=False)
+    parts = [prepare_meshes(folder, tmp_path / f"part{i}", sampling=FEW, shard=(i, 3), progress=False).path for i in (1, 2, 3)]
+    merged = merge([parts[2], parts[0], parts[1]], tmp_path / "merged")
+    assert files(merged.path) == files(whole.path)
+    for i in (1, 2, 3):  # the parts may go
+        shutil.rmtree(tmp_path / f"part{i}")
+    assert Store.open(merged.path, verify=True).fingerprint == whole.fingerprint
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    moved = prepare_meshes(tmp_path / "elsewhere" / folder.name, tmp_path / "moved", sampling=FEW, progress=False)
+    assert files(moved.path) == files(whole.path)
+
+
+@pytest.mark.usefixtures("here")
+def test_parts_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None:
+    one = prepare_meshes(folder, tmp_path / "one", sampling=FEW, shard=(1, 2), progress=False).path
+    other = prepare_meshes(folder, tmp_path / "other", sampling=Sampling(300, 100, 2, 12), shard=(2, 2), progress=False).path
+    whole = prepare_meshes(folder / "balls", tmp_path / "whole", sampling=FEW, progress=False).path
+    wrong = {"There are 2 parts": ([one], [one, one]), "different options": ([one, other],), "Not a part": ([whole],)}
+    for says, parts in ((says, parts) for says, lists in wrong.items() for parts in lists):
+        with pytest.raises(UsageError, match=says):
+            merge(parts, tmp_path / "merged")
+    for shard in ((0, 2), (3, 2), (9, 9)):
+        with pytest.raises(UsageError, match=r"shard"):
+            prepare_meshes(folder, tmp_path / "none", sampling=FEW, shard=shard, progress=False)
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "none").exists()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+    draw = meshes._draw
+    monkeypatch.setattr(meshes, "_draw", lambda origin, how, file: (made.append(origin.name), draw(origin, how, file))[1])
+    return made
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_finished_is_made_twice(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = counted(monkeypatch)
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    assert len(made) == 8
+    with pytest.raises(UsageError, match="Another data set is already there") as caught:
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, signs={"boxes/turned": "visibility"}, progress=False)
+    assert "signs" in caught.value.cause and len(made) == 8
+    other = prepare_meshes(folder, tmp_path / "data", sampling=FEW, signs={"boxes/turned": "visibility"}, force=True, progress=False)
+    assert made[8:] == ["boxes/empty", "boxes/points", "boxes/turned"]
+    assert [facts["method"] for facts in other.meta["shapes"]] == ["winding"] * 5 + ["visibility"]
+    assert (other.arrays["frames"] == store.arrays["frames"]).all() and other.fingerprint != store.fingerprint
+    with pytest.raises(UsageError, match="--sign names 'boxes/turnd'"):
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, signs={"boxes/turnd": "winding"}, progress=False)
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interruption_keeps_what_is_done(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepare_meshes(folder, tmp_path / "whole", sampling=FEW, progress=False)
+    made, draw = counted(monkeypatch), meshes._draw
+
+    def stop(origin: Any, how: Any, file: Path) -> Any:
+        if origin.name == "boxes/ring":
+            raise KeyboardInterrupt
+        return draw(origin, how, file)
+
+    with monkeypatch.context() as m:
+        m.setattr(meshes, "_draw", stop)
+        with pytest.raises(meshes.Interrupted, match="4 of 8 shapes are done and kept; the same command goes on"):
+            prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    assert not (tmp_path / "data").exists() and not made
+    halves = sorted((tmp_path / ".data.unfinished").glob("*.safetensors"))
+    halves[0].write_bytes(halves[0].read_bytes()[:100])  # whatever did that: it is made again
+    made.clear()
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    assert files(store.path) == files(whole.path) and len(made) == 8 - 4 + 1
+    assert not (tmp_path / ".data.unfinished").exists()
+
+
+def test_killed_and_typed_again(folder: Path, tmp_path: Path) -> None:
+    """The whole command, ended by a signal while workers are at it."""
+    arguments = [sys.executable, "-m", "metasdf", "prepare", "procedural-tables", "--count", "6", "-o", str(tmp_path / "data"), "--samples", "20000",
+                 "--surface-points", "100", "--views", "1", "--workers", "1"]  # fmt: skip
+    job = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    unfinished = tmp_path / ".data.unfinished"
+    deadline = time.monotonic() + 90
+    while not list(unfinished.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(30) == 130
+    assert "the same command goes on" in job.communicate()[1]
+    done = len(list(unfinished.glob("*.safetensors")))
+    assert 1 <= done < 6 and not (tmp_path / "data").exists()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
+    assert f"{done} of 6 shapes are there already" in again.stderr and "6 found = 6 kept + 0 dropped" in again.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_two_at_once(folder: Path, tmp_path: Path) -> None:
+    with meshes._unfinished(tmp_path / "data"), pytest.raises(UsageError, match="being prepared by another process"):
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"shapes need about .* are free"):
+        prepare_meshes(folder, tmp_path / "data", sampling=Sampling(samples=10**12), progress=False)
+
+    def full(*_: object) -> None:
+        raise InputError("The file cannot be written: No space left on device")
+
+    monkeypatch.setattr(meshes, "write_whole", full)
+    with pytest.raises(InputError, match="No space left"):  # and not: all shapes dropped
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_usable(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/points.obj").write_text("v 0 0 0\n")
+    with pytest.raises(InputError, match="None of the 1 shapes can be used") as caught:
+        prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    assert "points" in caught.value.cause
+
+
+@pytest.mark.usefixtures("here")
+def test_split_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x_train.json").write_text(json.dumps({"Any": {"balls": ["ball0", "ball2"], "boxes": ["long"]}}))
+    (tmp_path / "rest.json").write_text(json.dumps({"Any": {"balls": ["ball1"], "boxes": ["lost"]}}))
+    options = ["--samples", 400, "--surface-points", 100, "--views", 1]
+    named = ["--split-file", tmp_path / "x_train.json", "--split-file", f"test={tmp_path / 'rest.json'}"]
+    done = command("prepare", folder, "-o", tmp_path / "data", *named, *options)
+    assert done.exit_code == 0, done.output
+    assert "4 found = 4 kept + 0 dropped; train 3, val 0, test 1" in done.output and "not found: 1, the first one Any/boxes/lost" in done.output
+    store = Store.open(tmp_path / "data")
+    assert [store.meta["shapes"][row]["name"] for row in store.split("train")] == ["balls/ball0", "balls/ball2", "boxes/long"]
+    (tmp_path / "all.json").write_text(json.dumps({"balls": {"train": ["ball0"], "val": ["ball1"], "test": ["ball2"]}}))
+    done = command("prepare", folder, "-o", tmp_path / "data2", "--split-file", tmp_path / "all.json", *options)
+    assert "train 1, val 1, test 1" in done.output
+    done = command("prepare", folder, "-o", tmp_path / "data3", "--split-file", tmp_path / "rest.json", *options)
+    assert done.exit_code == 2 and "which split the file is for" in done.output
+
+
+@pytest.mark.usefixtures("here")
+def test_deepsdf_there_and_back(folder: Path, tmp_path: Path) -> None:
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    done = command("datasets", "export", store.path, "-o", tmp_path / "theirs", "--name", "solids")
+    assert done.exit_code == 0 and "6 shapes" in done.output
+    keys = list_shapes(tmp_path / "theirs")
+    assert [f"{key.category}/{key.shape}" for key in keys] == [facts["name"] for facts in store.meta["shapes"]]
+    for row, key in enumerate(keys):
+        ours, theirs = read_shape(store.item(row)).arrays["samples"], read_deepsdf(tmp_path / "theirs", key)
+        assert sorted(map(tuple, ours)) == sorted(map(tuple, np.column_stack((theirs.x, theirs.s))))
+    splits = [f"{name}={tmp_path / 'theirs' / f'solids_{name}.json'}" for name in ("train", "val", "test")]
+    done = command("prepare", tmp_path / "theirs", "-o", tmp_path / "back", *(part for split in splits for part in ("--split-file", split)))
+    assert done.exit_code == 0, done.output
+    back = Store.open(tmp_path / "back")
+    assert [f"solids/{facts['name']}" for facts in store.meta["shapes"]] == [facts["name"] for facts in back.meta["shapes"]]
+    assert {name: rows.tolist() for name, rows in back.splits.items()} == {name: rows.tolist() for name, rows in store.splits.items()}
+    np.testing.assert_allclose(back.arrays["frames"], store.arrays["frames"])
+    a, b = (read_shape(s.item(0)).arrays for s in (store, back))
+    assert sorted(map(tuple, a["samples"])) == sorted(map(tuple, b["samples"])) and np.abs(a["surface"][:, :3] - b["surface"][:, :3]).max() < 1e-6
+    assert "agreement" not in (back.path / "review.html").read_text().split("<h2>")[0].split("<body>")[1]
+
+
+@pytest.mark.usefixtures("here")
+def test_procedural(tmp_path: Path) -> None:
+    done = command("prepare", "procedural-benches", "--count", 4, "-o", tmp_path / "data", "--samples", 400, "--surface-points", 100, "--views", 0,
+                   "--seed", 3)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "4 found = 4 kept + 0 dropped; train 2, val 1, test 1" in done.output and "median 100.00%" in done.output
+    store = Store.open(tmp_path / "data")
+    assert store.meta["shapes"][2]["name"] == "benches/000002" and store.meta["shapes"][2]["parameters"]
+    done = command("datasets", "show", tmp_path / "data", "-o", tmp_path / "sheet.png", "--shapes", 3)
+    assert done.exit_code == 0 and (tmp_path / "sheet.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["procedural-cars"], "There are no procedural 'cars'"),
+        (["MESHES", "--count", "3"], "--count says how many procedural shapes"),
+        (["MESHES", "--resolution", "32"], "--resolution does not go with"),
+        (["mnist-slice", "--samples", "10"], "--samples does not go with mnist-slice"),
+        (["MESHES", "MESHES"], "more than one source"),
+        (["MESHES", "--sign", "magic"], "There is no sign method 'magic'"),
+        (["MESHES", "--split", "80"], "--split 80 is not three shares"),
+        (["MESHES", "--shard", "2"], "--shard 2 is not I/N"),
+        (["MESHES", "--split-file", "nowhere.json"], "The split file does not exist"),
+        (["nowhere"], "There are no meshes there"),
+        (["merge", "nowhere"], "The data set does not exist"),
+    ],
+)
+def test_bad_requests(folder: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    done = command("prepare", *[str(folder) if a == "MESHES" else a for a in arguments], "-o", tmp_path / "data")
+    assert done.exit_code == 2 and says in done.output, done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_limits_are_for_the_user_to_set(folder: Path, tmp_path: Path) -> None:
+    """A shape that takes too long costs itself only; with more time the others are taken over."""
+    with pytest.raises(InputError, match="None of the 3 shapes can be used") as caught:
+        prepare_meshes(folder / "balls", tmp_path / "data", sampling=FEW, limits=Limits(seconds=1e-3), workers=1, progress=False)
+    assert "took longer than 0.001 s" in caught.value.cause and "--time-limit" in caught.value.fix
