@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from solids import box
 from test_train import write_circles
+
+from metasdf.geometry.io import write_mesh
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 
@@ -114,6 +117,15 @@ def test_time_to_accuracy(tmp_path: Path) -> None:
     assert list(curves) == ["straightforward", "ours", "ours, a tenth"] and all(name in printed for name in curves)
     assert all(curve == sorted(curve) for curve in curves.values())
     assert curves["ours, a tenth"][-1][0] < curves["ours"][-1][0]
+
+
+def test_real_meshes(tmp_path: Path) -> None:
+    for k in range(2):
+        write_mesh(tmp_path / f"in/boxes/box{k}.ply", box(size=(1, 1 + k, 2)))
+    (tmp_path / "in/points.obj").write_text("v 0 0 0\n")
+    result, printed = quick("real_meshes", tmp_path / "out.json", str(tmp_path / "in"), "--data", str(tmp_path / "data"), "--workers", "1")
+    assert (result["found"], result["kept"]) == (3, 2) and result["dropped"][0]["name"] == "points" and "boxes/box1" in printed
+    assert result["all"]["quantiles"] == [1, 1, 1, 1] and result["seconds"]["n"] == 2
 
 
 def test_prepare(tmp_path: Path) -> None:

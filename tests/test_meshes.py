@@ -185,7 +185,7 @@ def test_an_interruption_keeps_what_is_done(folder: Path, tmp_path: Path, monkey
         m.setattr(meshes, "_draw", stop)
         with pytest.raises(meshes.Interrupted, match="4 of 8 shapes are done and kept; the same command goes on"):
             prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
-    assert not (tmp_path / "data").exists() and not made
+    assert not (tmp_path / "data").exists() and len(made) == 5
     halves = sorted((tmp_path / ".data.unfinished").glob("*.safetensors"))
     halves[0].write_bytes(halves[0].read_bytes()[:100])  # whatever did that: it is made again
     made.clear()

@@ -107,8 +107,8 @@ def cpu_preset(experiment: Experiment) -> Experiment:
         inner=replace(experiment.inner, rates="parameter_step", init_rate=0.01, constraint="clip", curvature="kronecker"),
         outer_norm="l1",
         train=replace(
-            experiment.train, batch=4, optimiser="muon", lr=2e-3, lr_muon=1e-2, lr_rates=6e-2, schedule="cosine", warmup=20, clip=1.0,
-            ema=0.998, products="bfloat16",
+            experiment.train, batch=4, optimiser="muon", lr=2e-3, lr_muon=1e-2, lr_rates=6e-2, lr_curvature=3e-2, schedule="cosine", warmup=20,
+            clip=1.0, ema=0.998, products="bfloat16",
         ),
     )
 

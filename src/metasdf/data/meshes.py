@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -67,12 +68,13 @@ def prepare_meshes(
     source: str | Path, out: str | Path, *, sampling: Sampling = Sampling(), signs: Mapping[str, SignMethod] | None = None,  # noqa: B008, frozen
     split: Shares = (80, 10, 10), split_files: SplitFiles | None = None, workers: int | None = None, limits: Limits = Limits(),  # noqa: B008
     engine: Engine = "local", shard: tuple[int, int] | None = None, limit: int | None = None, count: int | None = None, force: bool = False,
-    progress: bool | Report = True, say: Callable[[str], None] = lambda text: None,
+    progress: bool | Report = True, say: Callable[[str], None] = lambda text: None, made: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> Store:  # fmt: skip
     """Every shape of `source` (see `origins.find_origins`) as a row of the store at `out`; an identical one is returned as it is.
 
     signs: a method for single shapes, by name. shard: (i, n), this call's part of the shapes, 1 <= i <= n; `merge` makes one of all parts.
     A shape that fails, crashes, or exceeds the limits is dropped, with the reason. say: gets one line for each of these, as it happens.
+    made: gets the name of each shape that is made now, and how many seconds that took.
 
     Raises UsageError for a wrong request, InputError if no shape is left or the disk is full, Interrupted.
     """
@@ -98,7 +100,8 @@ def prepare_meshes(
             tasks.append(_Task(origin, how, folder / f"{key_of(origin, sums[origin.name], how, version=VERSION)}.safetensors"))
         _take_over(out, tasks)
         _check_space(folder, tasks)
-        rows, failed = _make(tasks, workers=workers or usable_cores(), limits=limits, engine=engine, progress=progress, say=say)
+        rows, failed = _make(tasks, workers=workers or usable_cores(), limits=limits, engine=engine, progress=progress, say=say,
+                             made=made)  # fmt: skip
         dropped += failed
         meta = {**found.about, "seed": sampling.seed, "shard": request["shard"], "missing": missing}
         _finish(out, rows, dropped, request=request, meta=meta, split_files=split_files, force=force, where=source)
@@ -196,7 +199,7 @@ def _check_space(folder: Path, tasks: Sequence[_Task]) -> None:
 
 
 def _make(tasks: Sequence[_Task], *, workers: int, limits: Limits, engine: Engine, progress: bool | Report,
-          say: Callable[[str], None]) -> tuple[list[_Row], list[dict[str, str]]]:  # fmt: skip
+          say: Callable[[str], None], made: Callable[[str, float], None]) -> tuple[list[_Row], list[dict[str, str]]]:  # fmt: skip
     """Make what is not there yet. Rows in the order of the tasks, and what was dropped."""
     rows: dict[str, _Row] = {}
     dropped: list[dict[str, str]] = []
@@ -216,7 +219,9 @@ def _make(tasks: Sequence[_Task], *, workers: int, limits: Limits, engine: Engin
                     dropped.append({"name": name, "reason": result.reason, "fix": result.fix})
                     say(f"dropped {name}: {result.reason}")
                 else:
-                    rows[name] = _Row(left[number].file, *result)
+                    sha256, facts, seconds = result
+                    rows[name] = _Row(left[number].file, sha256, facts)
+                    made(name, seconds)
                 report(len(rows) + len(dropped), len(tasks))
     except Fatal as fatal:
         raise fatal.error from fatal
@@ -234,15 +239,17 @@ def _finished(task: _Task) -> _Row | None:
         return None
 
 
-def _draw(origin: Origin, how: Sampling, file: Path) -> tuple[str, dict[str, Any]]:
-    """In a worker: make a shape and its file. The checksum and the facts go back. A full disk is no fault of the shape's."""
+def _draw(origin: Origin, how: Sampling, file: Path) -> tuple[str, dict[str, Any], float]:
+    """In a worker: make a shape and its file. Its checksum, the facts and the seconds go back. A full disk is no fault of the shape's."""
+    started = time.perf_counter()
     shape = origin.draw(how)
     data = encode(shape)
     try:
         write_whole(file, data)
     except InputError as error:
         raise Fatal(error) from error
-    return hashlib.sha256(data).hexdigest(), json.loads(json.dumps(shape.facts, sort_keys=True))  # as they will be read
+    facts = json.loads(json.dumps(shape.facts, sort_keys=True))  # as they will be read
+    return hashlib.sha256(data).hexdigest(), facts, time.perf_counter() - started
 
 
 def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, request: dict[str, Any], meta: dict[str, Any],
