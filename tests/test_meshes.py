@@ -316,7 +316,19 @@ def test_bad_requests(folder: Path, tmp_path: Path, arguments: list[str], says: 
 
 
 def test_limits_are_for_the_user_to_set(folder: Path, tmp_path: Path) -> None:
-    """A shape that takes too long costs itself only; with more time the others are taken over."""
+    """A shape that takes too long costs itself only; with more time it is made, and the others are taken over."""
     with pytest.raises(InputError, match="None of the 3 shapes can be used") as caught:
         prepare_meshes(folder / "balls", tmp_path / "data", sampling=FEW, limits=Limits(seconds=1e-3), workers=1, progress=False)
     assert "took longer than 0.001 s" in caught.value.cause and "--time-limit" in caught.value.fix
+
+
+@pytest.mark.usefixtures("here")
+def test_other_limits_are_another_request(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = counted(monkeypatch)
+    prepare_meshes(folder, tmp_path / "data", sampling=FEW, limits=Limits(seconds=5), progress=False)
+    made.clear()
+    with pytest.raises(UsageError, match="Another data set") as caught:
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, limits=Limits(seconds=50), progress=False)
+    assert "limits" in caught.value.cause and "--force" in caught.value.fix
+    prepare_meshes(folder, tmp_path / "data", sampling=FEW, limits=Limits(seconds=50), force=True, progress=False)
+    assert made == ["boxes/empty", "boxes/points"]

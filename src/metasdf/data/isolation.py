@@ -137,15 +137,16 @@ def _outcome(future: Future[Any], limits: Limits) -> Any:
     try:
         return future.result()
     except TimeoutError:
-        return Failure(f"took longer than {limits.seconds:g} s", "a longer --time-limit, or simplify the mesh")
+        return Failure(f"took longer than {limits.seconds:g} s", "a longer --time-limit with --force, or simplify the mesh")
     except ProcessExpired as error:
         if error.exitcode == -9:
             return _too_large(limits)
-        return Failure(f"its process died ({_signal_name(error.exitcode)})", "too little --memory, or a crash in a geometry library: repair the mesh")
+        return Failure(f"its process died ({_signal_name(error.exitcode)})",
+                       "more --memory with --force; if it dies again, a geometry library crashes on it: repair the mesh")  # fmt: skip
 
 
 def _too_large(limits: Limits) -> Failure:
-    return Failure(f"needs more than {limits.memory / GIB:.3g} GiB", "more --memory and fewer --workers, or simplify the mesh")
+    return Failure(f"needs more than {limits.memory / GIB:.3g} GiB", "more --memory and fewer --workers with --force, or simplify the mesh")
 
 
 def _signal_name(exitcode: int) -> str:

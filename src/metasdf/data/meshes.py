@@ -82,12 +82,12 @@ def prepare_meshes(
     check_shares(split)
     found = find_origins(source, count=count, seed=sampling.seed)
     origins, missing = _chosen(found.found, split_files, shard, limit)
-    if unknown := sorted(set(signs) - {origin.name for origin in origins}):
+    if unknown := sorted(set(signs) - {origin.name for origin in found.found}):
         raise UsageError(f"--sign names {unknown[0]!r}, which is not among the shapes", where=source, fix="give its name as review.html has it")
     sums = {origin.name: checksum(origin) for origin in origins}
     request = {
         "origins": sums, "sampling": asdict(sampling), "signs": signs, "split": list(split) if split_files is None else split_files.request(),
-        "shard": shard and list(shard), "version": VERSION,
+        "shard": shard and list(shard), "limits": list(limits), "version": VERSION,
     }  # fmt: skip
     if store := find_existing(out, kind=KIND, request=request, force=force):
         return store
@@ -118,7 +118,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
             raise UsageError("Not a part of a data set", where=store.path, cause="made without --shard", fix="merge what --shard 1/n to n/n made")
     first = stores[0].request
     numbers = sorted(store.request["shard"][0] for store in stores)
-    if any({**s.request, "origins": 0, "shard": s.request["shard"][1]} != {**first, "origins": 0, "shard": first["shard"][1]} for s in stores):
+    if any(_alike(store.request) != _alike(first) for store in stores):
         raise UsageError("The parts were made with different options", where=", ".join(map(str, parts)), fix="prepare them again with the same ones")
     if numbers != list(range(1, first["shard"][1] + 1)):
         raise UsageError(f"There are {first['shard'][1]} parts, given are {', '.join(map(str, numbers))}", fix="name each part once")
@@ -131,6 +131,11 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     split_files = SplitFiles.of_request(first["split"])
     _finish(Path(out), rows, dropped, request=request, meta={**stores[0].meta, "shard": None}, split_files=split_files, force=force, where=parts[0])
     return Store.open(out)
+
+
+def _alike(request: dict[str, Any]) -> dict[str, Any]:
+    """What all parts of a data set have in common. Some may have needed more time or memory."""
+    return {**request, "origins": None, "limits": None, "shard": request["shard"][1]}
 
 
 def _chosen(found: list[Origin], split_files: SplitFiles | None, shard: tuple[int, int] | None, limit: int | None) -> tuple[list[Origin], list[str]]:

@@ -26,7 +26,6 @@ from safetensors.numpy import save
 
 from metasdf.errors import InputError
 from metasdf.geometry.frame import Frame
-from metasdf.geometry.io import write_whole
 from metasdf.geometry.mesh import Mesh, bounds
 from metasdf.geometry.render import render
 from metasdf.geometry.sampling import depth_view, sdf_samples, surface_points
@@ -113,11 +112,6 @@ def encode(shape: Shape) -> bytes:
     """The file's bytes, the same for the same shape."""
     arrays = {name: np.ascontiguousarray(array) for name, array in shape.arrays.items()}
     return save(arrays, metadata={"facts": json.dumps(shape.facts, sort_keys=True, allow_nan=False)})
-
-
-def write_shape(path: Path, shape: Shape) -> None:
-    """Complete or absent. Raises InputError where the disk is full or cannot be written."""
-    write_whole(path, encode(shape))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
