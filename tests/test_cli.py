@@ -260,7 +260,7 @@ ERRORS: dict[str, tuple[int, list[str], str]] = {
     "unknown prior to start from": (2, ["train", "mnist-dense", *ON, *TINY, "--init", "nobody"], "there is no prior 'nobody'"),
     "unknown source": (2, ["prepare", "nothing", "-o", "{tmp}/d"], "there is no source 'nothing'"),
     "--from without mnist": (2, ["prepare", "mnist-slice", "--from", "{tmp}", "-o", "{tmp}/d"], "--from says where the MNIST files are"),
-    "folder without images": (1, ["prepare", "{tmp}", "-o", "{tmp}/d"], "There are no images in the folder"),
+    "folder without images": (1, ["prepare", "{tmp}", "-o", "{tmp}/d"], "The folder holds neither meshes nor images"),
     "another data set there": (2, ["prepare", "mnist-slice", "-o", D, "--resolution", "30"], "Another data set is already there"),
 }  # fmt: skip
 

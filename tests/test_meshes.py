@@ -305,7 +305,7 @@ def test_procedural(tmp_path: Path) -> None:
         (["MESHES", "--split", "80"], "--split 80 is not three shares"),
         (["MESHES", "--shard", "2"], "--shard 2 is not I/N"),
         (["MESHES", "--split-file", "nowhere.json"], "The split file does not exist"),
-        (["nowhere"], "There are no meshes there"),
+        (["nowhere"], "there is no source 'nowhere'"),
         (["merge", "nowhere"], "The data set does not exist"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from metasdf.errors import MetaSDFError, UsageError
+from metasdf.errors import InputError, MetaSDFError, UsageError
 
 
 class Commands(click.Group):
@@ -232,13 +232,18 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
 
 
 def _holds_images_only(path: Path) -> bool:
-    """Images beside meshes are textures."""
+    """Images beside meshes are textures. Raises InputError for a folder that holds neither."""
+    from metasdf.data.deepsdf import is_deepsdf
     from metasdf.data.sources import ZIP_SUFFIXES
     from metasdf.geometry.image import IMAGE_SUFFIXES
     from metasdf.geometry.io import MESH_SUFFIXES
 
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
-    return bool(suffixes & set(IMAGE_SUFFIXES)) and not suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES, ".npz"}
+    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES}) or is_deepsdf(path)
+    if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):
+        raise InputError("The folder holds neither meshes nor images", where=path, cause="another folder, or files of other kinds",
+                         fix=f"meshes end in {', '.join((*MESH_SUFFIXES, *ZIP_SUFFIXES))}; images in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
+    return not meshes and bool(suffixes)
 
 
 def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
@@ -259,6 +264,10 @@ def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
 def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
     import signal
     import threading
+
+    if not Path(source).exists() and not source.startswith("procedural-"):
+        raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a path that does not exist",
+                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables and its like, mnist, mnist-slice")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
     from metasdf.data.meshes import Interrupted, prepare_meshes
