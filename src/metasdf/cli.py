@@ -267,7 +267,7 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
 
     if not Path(source).exists() and not source.startswith("procedural-"):
         raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a path that does not exist",
-                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables and its like, mnist, mnist-slice")  # fmt: skip
+                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist, mnist-slice")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
     from metasdf.data.meshes import Interrupted, prepare_meshes
