@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from metasdf.data.deepsdf import read_shape as read_deepsdf
 from metasdf.data.isolation import Done, Failure, Limits
 from metasdf.data.meshes import merge, prepare_meshes
 from metasdf.data.shape import Sampling, read_shape
+from metasdf.data.splits import SplitFiles, split_of_file
 from metasdf.data.store import Store
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.io import write_mesh
@@ -138,11 +140,14 @@ def test_parts_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     one = prepare_meshes(folder, tmp_path / "one", sampling=FEW, shard=(1, 2), progress=False).path
     other = prepare_meshes(folder, tmp_path / "other", sampling=Sampling(300, 100, 2, 12), shard=(2, 2), progress=False).path
     whole = prepare_meshes(folder / "balls", tmp_path / "whole", sampling=FEW, progress=False).path
-    wrong = {"There are 2 parts": ([one], [one, one]), "different options": ([one, other],), "Not a part": ([whole],)}
+    shutil.copytree(folder, tmp_path / "more" / folder.name)
+    write_mesh(tmp_path / "more" / folder.name / "another.ply", box())
+    came = prepare_meshes(tmp_path / "more" / folder.name, tmp_path / "came", sampling=FEW, shard=(2, 2), progress=False).path
+    wrong = {"There are 2 parts": ([one], [one, one]), "different options": ([one, other], [one, came]), "Not a part": ([whole],)}
     for says, parts in ((says, parts) for says, lists in wrong.items() for parts in lists):
         with pytest.raises(UsageError, match=says):
             merge(parts, tmp_path / "merged")
-    for shard in ((0, 2), (3, 2), (9, 9)):
+    for shard in ((0, 2), (3, 2)):
         with pytest.raises(UsageError, match=r"shard"):
             prepare_meshes(folder, tmp_path / "none", sampling=FEW, shard=shard, progress=False)
     assert not (tmp_path / "merged").exists() and not (tmp_path / "none").exists()
@@ -151,7 +156,7 @@ def test_parts_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     draw = meshes._draw
-    monkeypatch.setattr(meshes, "_draw", lambda origin, how, file: (made.append(origin.name), draw(origin, how, file))[1])
+    monkeypatch.setattr(meshes, "_draw", lambda origin, *rest: (made.append(origin.name), draw(origin, *rest))[1])
     return made
 
 
@@ -176,16 +181,16 @@ def test_an_interruption_keeps_what_is_done(folder: Path, tmp_path: Path, monkey
     whole = prepare_meshes(folder, tmp_path / "whole", sampling=FEW, progress=False)
     made, draw = counted(monkeypatch), meshes._draw
 
-    def stop(origin: Any, how: Any, file: Path) -> Any:
+    def stop(origin: Any, *rest: Any) -> Any:
         if origin.name == "boxes/ring":
             raise KeyboardInterrupt
-        return draw(origin, how, file)
+        return draw(origin, *rest)
 
     with monkeypatch.context() as m:
         m.setattr(meshes, "_draw", stop)
         with pytest.raises(meshes.Interrupted, match="4 of 8 shapes are done and kept; the same command goes on"):
             prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
-    assert not (tmp_path / "data").exists() and len(made) == 5
+    assert not (tmp_path / "data").exists() and len(made) == 6  # two of them are no shapes
     halves = sorted((tmp_path / ".data.unfinished").glob("*.safetensors"))
     halves[0].write_bytes(halves[0].read_bytes()[:100])  # whatever did that: it is made again
     made.clear()
@@ -332,3 +337,89 @@ def test_other_limits_are_another_request(folder: Path, tmp_path: Path, monkeypa
     assert "limits" in caught.value.cause and "--force" in caught.value.fix
     prepare_meshes(folder, tmp_path / "data", sampling=FEW, limits=Limits(seconds=50), force=True, progress=False)
     assert made == ["boxes/empty", "boxes/points"]
+
+
+@pytest.mark.usefixtures("here")
+def test_parts_may_be_empty(tmp_path: Path) -> None:
+    """More parts than shapes, and one that holds nothing usable: the whole is what one command makes."""
+    write_mesh(tmp_path / "in/a.ply", ball(1))
+    (tmp_path / "in/b.obj").write_text("v 0 0 0\n")
+    parts = [prepare_meshes(tmp_path / "in", tmp_path / f"part{i}", sampling=FEW, shard=(i, 3), progress=False) for i in (1, 2, 3)]
+    assert [(len(part), len(part.meta["dropped"])) for part in parts] == [(1, 0), (0, 1), (0, 0)]
+    whole = prepare_meshes(tmp_path / "in", tmp_path / "whole", sampling=FEW, progress=False)
+    done = command("prepare", "merge", *(part.path for part in parts), "-o", tmp_path / "merged")
+    assert "2 found = 1 kept + 1 dropped" in done.output and files(tmp_path / "merged") == files(whole.path)
+    for arguments, says in (([], "no parts to merge"), ([parts[0].path, "--samples", "7"], "merge takes parts and nothing else")):
+        done = command("prepare", "merge", *arguments, "-o", tmp_path / "other")
+        assert done.exit_code == 2 and says in done.output
+
+
+@pytest.mark.usefixtures("here")
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    write_mesh(tmp_path / "in/plain.ply", ball(1))
+    try:
+        shutil.copy(tmp_path / "in/plain.ply", os.fsdecode(os.fsencode(tmp_path / "in") + b"/bad\xff; $(rm) '<b>.ply"))
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    assert len(store) == 2
+    page = (store.path / "review.html").read_text()
+    assert "<b>" not in page.split("<h2>Dropped")[0].split("How far the signs")[1].replace("<b>agreement</b>", "")
+    assert "&#39;&#34;&#39;&#34;&#39;" in page  # the quote in the name is quoted for the shell, and then for HTML
+
+
+@pytest.mark.usefixtures("here")
+def test_damage_is_not_taken_over(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    whole, item = files(store.path), store.item(2)
+    data = bytearray(item.read_bytes())
+    data[-1] ^= 1
+    item.write_bytes(data)
+    made = counted(monkeypatch)
+    prepare_meshes(folder, tmp_path / "data", sampling=FEW, force=True, progress=False)
+    assert files(store.path) == whole and made == ["balls/ball2", "boxes/empty", "boxes/points"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        write_mesh(tmp_path / f"in/{name}.ply", ball(1))
+    draw = meshes._draw
+
+    def change(origin: Any, *rest: Any) -> Any:
+        if origin.name == "a":
+            write_mesh(tmp_path / "in/b.ply", ball(1, radius=9))
+        return draw(origin, *rest)
+
+    monkeypatch.setattr(meshes, "_draw", change)
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    assert [entry["name"] for entry in store.meta["dropped"]] == ["b"] and "changed while it was read" in store.meta["dropped"][0]["reason"]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_file_managers_leave_behind(folder: Path, tmp_path: Path) -> None:
+    store = prepare_meshes(folder / "balls", tmp_path / "data", sampling=FEW, progress=False)
+    (store.path / ".DS_Store").touch()
+    assert prepare_meshes(folder / "balls", tmp_path / "data", sampling=FEW, progress=False).fingerprint == store.fingerprint
+    (store.path / "sheet.png").touch()
+    with pytest.raises(UsageError, match="no data set of ours") as caught:
+        prepare_meshes(folder / "balls", tmp_path / "data", sampling=FEW, force=True, progress=False)
+    assert "sheet.png" in caught.value.cause
+
+
+@pytest.mark.usefixtures("here")
+def test_exports_that_would_lose_shapes(tmp_path: Path) -> None:
+    for name in ("a/b/c", "a/b_c"):
+        write_mesh(tmp_path / f"in/{name}.ply", ball(1))
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    done = command("datasets", "export", store.path, "-o", tmp_path / "out")
+    assert done.exit_code == 2 and "Two shapes would be called metasdf/a/b_c" in done.output and not (tmp_path / "out").exists()
+    done = command("datasets", "export", store.path, "-o", store.path)
+    assert done.exit_code == 2 and Store.open(store.path, verify=True)
+
+
+def test_split_files_say_their_split(tmp_path: Path) -> None:
+    assert [split_of_file(name) for name in ("x/sv2_planes_train.json", "val.json", "my-test.json", "latest.json", "contest.json")] == [
+        "train", "val", "test", "", ""]  # fmt: skip
+    (tmp_path / "train.json").write_text("{}")
+    assert SplitFiles.read([str(tmp_path / "train.json")]).listed == {}

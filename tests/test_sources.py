@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from solids import box
 
 from metasdf.data import sources
 from metasdf.data.sources import Found, ShapeKey, Source, find_meshes, read_source, read_split_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.formats import gltf, obj
+from metasdf.geometry.io import write_mesh
 from metasdf.geometry.mesh import Mesh
 
 TRIANGLE = Mesh(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.array([[0, 1, 2]]))
@@ -253,3 +255,21 @@ def test_split_files_that_are_not_there_or_too_large(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sources, "MAX_JSON_BYTES", 5)
     with pytest.raises(InputError, match="large"):
         read_split_file(tmp_path / "split.json")
+
+
+def test_the_same_id_in_two_folders_is_two_shapes(tmp_path: Path) -> None:
+    for folder in ("setA", "setB"):
+        write_mesh(tmp_path / folder / "02691156/abc/models/model_normalized.obj", box())
+    found = find_meshes(tmp_path)
+    assert len({source.name for source in found.sources}) == 2 and {source.category for source in found.sources} == {"02691156"}
+
+
+def test_links_and_unreadable_folders(tmp_path: Path) -> None:
+    write_mesh(tmp_path / "elsewhere/far.ply", box())
+    root = tmp_path / "in"
+    write_mesh(root / "near.ply", box())
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "broken.obj").symlink_to(tmp_path / "nowhere.obj")
+    found = find_meshes(root)
+    assert [source.name for source in found.sources] == ["linked/far", "near"] and [name for name, _ in found.dropped] == ["broken.obj"]

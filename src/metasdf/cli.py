@@ -212,23 +212,28 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
     metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
     """
+    if source == "merge":
+        others = [name for name in ctx.params if name not in ("source", "parts", "out", "force")
+                  and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]  # fmt: skip
+        if others or not parts:
+            raise UsageError("merge takes parts and nothing else" if parts else "There are no parts to merge",
+                             fix="metasdf prepare merge PART1 PART2 ... -o DATA")  # fmt: skip
+        from metasdf.data.meshes import merge
+
+        _say_prepared(merge(parts, out, force=options["force"]), out, dropped_said=False)
+        return
     images = source in ("mnist", "mnist-slice") or _holds_images_only(Path(source))
     given = [name for name in (OF_MESHES if images else OF_IMAGES) if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
     if images and "split" in given and source not in ("mnist", "mnist-slice"):
         given.remove("split")
-    if given and source != "merge":
+    if given:
         raise UsageError(f"--{'from' if given[0] == 'origin' else given[0].replace('_', '-')} does not go with {source}",
                          cause=f"it is for {'meshes' if images else 'images'}", fix="leave it out, or check the source")  # fmt: skip
-    if parts and source != "merge":
+    if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    if source == "merge":
-        from metasdf.data.meshes import merge
-
-        store = merge(parts, out, force=options["force"])
-    else:
-        store = _prepare_images(source, out, options) if images else _prepare_meshes(source, out, options)
-    _say_prepared(store, out, dropped_said=not images and source != "merge")
+    store = _prepare_images(source, out, options) if images else _prepare_meshes(source, out, options)
+    _say_prepared(store, out, dropped_said=not images)
 
 
 def _holds_images_only(path: Path) -> bool:
@@ -238,6 +243,8 @@ def _holds_images_only(path: Path) -> bool:
     from metasdf.geometry.image import IMAGE_SUFFIXES
     from metasdf.geometry.io import MESH_SUFFIXES
 
+    if str(path).startswith("procedural-"):
+        return False
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
     meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES}) or is_deepsdf(path)
     if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):

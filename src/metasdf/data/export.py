@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from metasdf.data.deepsdf import write_shape
 from metasdf.data.shape import read_shape
-from metasdf.data.sources import ShapeKey
+from metasdf.data.sources import ShapeKey, check_key
 from metasdf.data.store import Store
 from metasdf.errors import UsageError
 from metasdf.geometry.frame import Frame
@@ -25,6 +26,13 @@ def export_deepsdf(store: Store, out: Path, *, dataset: str) -> int:
     if "shapes" not in store.meta:
         raise UsageError(f"This data set holds {store.kind}, which has no such layout", where=store.path, fix="pass one that was made from meshes")
     keys = [key_of(facts["name"], facts["category"], dataset) for facts in store.meta["shapes"]]
+    for key in keys:
+        check_key(key, where=store.path)
+    if repeated := [key for key, count in Counter(keys).items() if count > 1]:
+        raise UsageError(f"Two shapes would be called {'/'.join(repeated[0])}", where=store.path, cause="a/b/c and a/b_c are one name there",
+                         fix="rename one of them, and prepare the data set again")  # fmt: skip
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("The output is not an empty folder", where=out, fix="choose another folder with -o")
     for row, key in enumerate(keys):
         shape = read_shape(store.item(row), "samples", "surface")
         frame = Frame(tuple(shape.facts["centre"]), shape.facts["scale"])

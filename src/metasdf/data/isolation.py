@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -108,14 +109,23 @@ def _prepare_worker(memory: int) -> None:
     """One thread for each worker: libraries ask when they are first used. The limit counts what is allocated from here on."""
     for name in ("IGL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import resource
 
         # Data, not address space: reserving without using is what allocators and thread stacks do all the time.
         resource.setrlimit(resource.RLIMIT_DATA, (memory + GIB, memory + GIB))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a row in the report, not a file of gigabytes
-    except (ImportError, ValueError, OSError):  # not on this system: the machine's own limit holds
+    except (ImportError, ValueError, OverflowError, OSError):  # not on this system: the machine's own limit holds
         pass
+
+
+def _end_with_parent() -> None:
+    """Where the caller is killed, nobody would end a job that hangs."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call(function: Function, job: tuple[Any, ...], limits: Limits) -> Any:
@@ -156,7 +166,7 @@ def _signal_name(exitcode: int) -> str:
 
 
 def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, limits: Limits) -> Iterator[Done]:
-    """At most `workers` jobs at a time. A lost machine costs the jobs it was at."""
+    """At most `AHEAD * workers` jobs are with Ray at a time. A lost machine costs the jobs it was at."""
     try:
         import ray
     except ImportError as error:
@@ -185,11 +195,13 @@ def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int
             ray.cancel(reference, force=True)
 
 
-_own: ProcessPool | None = None  # of a Ray worker, which does one job at a time and keeps its process for the next
+_own: dict[Limits, ProcessPool] = {}  # of a Ray worker, which does one job at a time and keeps its process for the next
 
 
 def _alone(function: Function, job: tuple[Any, ...], limits: Limits) -> Any:
-    global _own
-    if _own is None:
-        _own = ProcessPool(1, initializer=_prepare_worker, initargs=(limits.memory,), context=get_context("spawn"))
-    return _outcome(_own.schedule(_call, args=(function, job, limits), timeout=limits.seconds), limits)
+    if limits not in _own:
+        for pool in _own.values():
+            pool.stop()
+        _own.clear()
+        _own[limits] = ProcessPool(1, initializer=_prepare_worker, initargs=(limits.memory,), context=get_context("spawn"))
+    return _outcome(_own[limits].schedule(_call, args=(function, job, limits), timeout=limits.seconds), limits)

@@ -30,7 +30,7 @@ from metasdf.data.origins import Origin, checksum, find_origins, key_of
 from metasdf.data.review import review
 from metasdf.data.shape import VERSION, Sampling, encode, read_facts
 from metasdf.data.splits import Shares, SplitFiles, by_shares, check_shares
-from metasdf.data.store import ITEMS, MANIFEST, Store, StoreWriter, find_existing, link_or_copy
+from metasdf.data.store import ITEMS, MANIFEST, Store, StoreWriter, find_existing, link_or_copy, sha256_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.io import write_whole
 from metasdf.geometry.sign import SignMethod
@@ -60,6 +60,7 @@ class _Task(NamedTuple):
     """A shape to be made: what a worker is sent."""
 
     origin: Origin
+    checksum: str
     how: Sampling
     file: Path
 
@@ -81,13 +82,14 @@ def prepare_meshes(
     out, signs = Path(out), dict(signs or {})
     check_shares(split)
     found = find_origins(source, count=count, seed=sampling.seed)
-    origins, missing = _chosen(found.found, split_files, shard, limit)
+    everything, missing = _chosen(found.found, split_files, limit)
+    origins = everything if shard is None else _part(everything, *shard)
     if unknown := sorted(set(signs) - {origin.name for origin in found.found}):
         raise UsageError(f"--sign names {unknown[0]!r}, which is not among the shapes", where=source, fix="give its name as review.html has it")
     sums = {origin.name: checksum(origin) for origin in origins}
     request = {
         "origins": sums, "sampling": asdict(sampling), "signs": signs, "split": list(split) if split_files is None else split_files.request(),
-        "shard": shard and list(shard), "limits": list(limits), "version": VERSION,
+        "shard": shard and list(shard), "of": names_digest(everything), "limits": list(limits), "version": VERSION,
     }  # fmt: skip
     if store := find_existing(out, kind=KIND, request=request, force=force):
         return store
@@ -97,7 +99,7 @@ def prepare_meshes(
         tasks = []
         for origin in origins:
             how = replace(sampling, sign=signs.get(origin.name, sampling.sign))
-            tasks.append(_Task(origin, how, folder / f"{key_of(origin, sums[origin.name], how, version=VERSION)}.safetensors"))
+            tasks.append(_Task(origin, sums[origin.name], how, folder / f"{key_of(origin, sums[origin.name], how, version=VERSION)}.safetensors"))
         _take_over(out, tasks)
         _check_space(folder, tasks)
         rows, failed = _make(tasks, workers=workers or usable_cores(), limits=limits, engine=engine, progress=progress, say=say,
@@ -119,10 +121,14 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     first = stores[0].request
     numbers = sorted(store.request["shard"][0] for store in stores)
     if any(_alike(store.request) != _alike(first) for store in stores):
-        raise UsageError("The parts were made with different options", where=", ".join(map(str, parts)), fix="prepare them again with the same ones")
+        raise UsageError("The parts were made with different options, or of different shapes", where=", ".join(map(str, parts)),
+                         cause="files came or went between them", fix="prepare them again with the same ones")  # fmt: skip
     if numbers != list(range(1, first["shard"][1] + 1)):
         raise UsageError(f"There are {first['shard'][1]} parts, given are {', '.join(map(str, numbers))}", fix="name each part once")
-    request = {**first, "shard": None, "origins": dict(sorted((k, v) for store in stores for k, v in store.request["origins"].items()))}
+    stores.sort(key=lambda store: store.request["shard"][0])
+    limits = [max(values) for values in zip(*(store.request["limits"] for store in stores), strict=True)]
+    request = {**stores[0].request, "shard": None, "limits": limits,
+               "origins": dict(sorted((k, v) for store in stores for k, v in store.request["origins"].items()))}
     if existing := find_existing(out, kind=KIND, request=request, force=force):
         return existing
     rows = [_Row(store.item(k), store.checksum(k), facts) for store in stores for k, facts in enumerate(store.meta["shapes"])]
@@ -138,25 +144,29 @@ def _alike(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "origins": None, "limits": None, "shard": request["shard"][1]}
 
 
-def _chosen(found: list[Origin], split_files: SplitFiles | None, shard: tuple[int, int] | None, limit: int | None) -> tuple[list[Origin], list[str]]:
-    """The shapes of this call, by name, and what split files name that is not there."""
+def names_digest(origins: Sequence[Origin]) -> str:
+    """Of the whole that parts belong to."""
+    return hashlib.sha256(json.dumps([origin.name for origin in origins]).encode()).hexdigest()
+
+
+def _part(origins: list[Origin], number: int, of: int) -> list[Origin]:
+    """Every n-th shape: none, where there are fewer shapes than parts."""
+    if not 1 <= number <= of:
+        raise UsageError("A shard is i/n with 1 <= i <= n", where=f"shard={number}/{of}", fix="count from 1")
+    return origins[number - 1 :: of]
+
+
+def _chosen(found: list[Origin], split_files: SplitFiles | None, limit: int | None) -> tuple[list[Origin], list[str]]:
+    """The shapes to be made, by name, and what split files name that is not there."""
     origins, missing = sorted(found, key=lambda origin: origin.name), []
     if split_files is not None:
         names = {origin.name for origin in origins}
         origins = [origin for origin in origins if split_files.split_of(origin.name)]
         missing = split_files.missing(names)
         if not origins:
-            raise UsageError("None of the shapes is named in the split files", where=f"{missing[0]} is, and {sorted(names)[0]} is there",
+            raise UsageError("None of the shapes is named in the split files", where=f"there is {sorted(names)[0]}, named is {(*missing, 'none')[0]}",
                              cause="files of another data set", fix="names are class/id, as the folders are called")  # fmt: skip
-    origins = origins[:limit]
-    if shard is not None:
-        number, of = shard
-        if not 1 <= number <= of:
-            raise UsageError("A shard is i/n with 1 <= i <= n", where=f"shard={number}/{of}", fix="count from 1")
-        origins = origins[number - 1 :: of]
-        if not origins:
-            raise UsageError(f"There are fewer shapes than shards: none is left for {number}/{of}", fix="use fewer shards")
-    return origins, missing
+    return origins[:limit], missing
 
 
 @contextmanager
@@ -186,12 +196,18 @@ def _lock(file: Any, folder: Path) -> None:
 
 
 def _take_over(out: Path, tasks: Sequence[_Task]) -> None:
-    """What a data set that will be replaced has already."""
-    if (out / MANIFEST).is_file() and (out / ITEMS).is_dir():
-        for task in tasks:
-            finished = out / ITEMS / task.file.name
-            if finished.is_file() and not task.file.exists():
-                link_or_copy(finished, task.file)
+    """What a data set that will be replaced has already, if it is whole."""
+    if not (out / MANIFEST).is_file() or not (out / ITEMS).is_dir():
+        return
+    try:
+        store = Store.open(out)
+    except InputError:  # damaged: all shapes are made again
+        return
+    there = {store.item(row).name: row for row in range(len(store))}
+    for task in tasks:
+        row = there.get(task.file.name)
+        if row is not None and not task.file.exists() and sha256_file(store.item(row)) == store.checksum(row):
+            link_or_copy(store.item(row), task.file)
 
 
 def _check_space(folder: Path, tasks: Sequence[_Task]) -> None:
@@ -244,10 +260,13 @@ def _finished(task: _Task) -> _Row | None:
         return None
 
 
-def _draw(origin: Origin, how: Sampling, file: Path) -> tuple[str, dict[str, Any], float]:
+def _draw(origin: Origin, given: str, how: Sampling, file: Path) -> tuple[str, dict[str, Any], float]:
     """In a worker: make a shape and its file. Its checksum, the facts and the seconds go back. A full disk is no fault of the shape's."""
     started = time.perf_counter()
     shape = origin.draw(how)
+    if checksum(origin) != given:
+        raise InputError("The file has changed while it was read", cause="another program writes it",
+                         fix="the same command with --force, when it is done")  # fmt: skip
     data = encode(shape)
     try:
         write_whole(file, data)
@@ -259,7 +278,7 @@ def _draw(origin: Origin, how: Sampling, file: Path) -> tuple[str, dict[str, Any
 
 def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, request: dict[str, Any], meta: dict[str, Any],
             split_files: SplitFiles | None, force: bool, where: object) -> None:  # fmt: skip
-    if not rows:
+    if not rows and not request["shard"]:  # a part may be empty: the others are not
         name, reason, fix = dropped[0].values()
         raise InputError(f"None of the {len(dropped):,} shapes can be used", where=where, cause=f"{name}: {reason}", fix=fix)
     dropped = sorted(dropped, key=lambda entry: entry["name"])
@@ -270,8 +289,8 @@ def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, r
     splits = split_files.rows(names) if split_files is not None else by_shares(
         names, tuple(request["split"]), seed=meta["seed"], groups=[each["category"] for each in facts])  # fmt: skip
     with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
-        writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]))
-        writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]))
+        writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]).reshape(-1, 4))
+        writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]).reshape(-1, 2))
         writer.splits = dict(splits)
         for row in rows:
             writer.link(row.file, sha256=row.sha256)

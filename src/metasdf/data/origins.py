@@ -100,9 +100,10 @@ class Processed(NamedTuple):
 
     def draw(self, how: Sampling) -> Shape:
         given = read_shape(self.root, self.key)
-        rng = np.random.default_rng((how.seed, *hashlib.sha256(self.name.encode()).digest()))
+        rng = np.random.default_rng((how.seed, *hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()))
         offset, scale = (np.zeros(3), 1.0) if given.offset is None or given.scale is None else (given.offset, given.scale)
-        surface = np.zeros((0, 3)) if given.surface is None else (given.surface.astype(np.float64) + offset) * scale
+        known = given.surface is not None and given.offset is not None  # without a frame, nobody knows where surface points are
+        surface = (given.surface.astype(np.float64) + offset) * scale if given.surface is not None and known else np.zeros((0, 3))
         arrays = {
             "samples": rng.permutation(np.column_stack((given.x, given.s)).astype(np.float32)),
             "surface": np.concatenate((surface, np.zeros_like(surface)), 1, dtype=np.float32),
@@ -130,7 +131,7 @@ def find_origins(source: str | Path, *, count: int | None = None, seed: int = 0)
     Raises UsageError if there is nothing of the name, InputError if there is no mesh.
     """
     category = str(source).removeprefix(PROCEDURAL)
-    if str(source).startswith(PROCEDURAL) and not Path(source).exists():
+    if str(source).startswith(PROCEDURAL):
         if category not in CATEGORIES:
             raise UsageError(f"There are no procedural {category!r}", fix=f"use one of: {', '.join(PROCEDURAL + name for name in CATEGORIES)}")
         dice: list[Origin] = [Dice(category, number, seed) for number in range(count or PROCEDURAL_COUNT)]
@@ -139,7 +140,7 @@ def find_origins(source: str | Path, *, count: int | None = None, seed: int = 0)
         raise UsageError("--count says how many procedural shapes to make", where=source, fix="take the first meshes only with --limit")
     path = Path(source)
     if path.is_dir() and is_deepsdf(path):
-        return Origins([Processed(path, key) for key in list_shapes(path)], [], {"source": "DeepSDF samples", "licence": "as the samples"})
+        return Origins([Processed(path.absolute(), key) for key in list_shapes(path)], [], {"source": "DeepSDF samples", "licence": "as the samples"})
     found = find_meshes(path)
     about = {"source": f"meshes of {path.resolve().name}", "licence": "as the meshes"}
     return Origins([MeshFile(each) for each in found.sources], found.dropped, about)

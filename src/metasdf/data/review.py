@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,14 @@ def review(files: Sequence[Path], meta: dict[str, Any], *, low: float, splits: d
     return environment.get_template("review.html.j2").render(
         meta=meta, low=low, doubtful=[shapes[row] for row in doubtful], splits=splits, bins=histogram([shapes[row]["agreement"] for row in judged]),
         quantiles=quantiles([shapes[row]["agreement"] for row in judged]), kinds=_counts(shapes, "kind"), methods=_counts(shapes, "method"),
-        categories=_counts(shapes, "category"), shown=[(shapes[row], data_uri(picture)) for row, picture in zip(shown, pictures, strict=True)],
+        categories=_counts(shapes, "category"), other=other_sign,
+        shown=[(shapes[row], data_uri(picture)) for row, picture in zip(shown, pictures, strict=True)],
     )  # fmt: skip
+
+
+def other_sign(facts: dict[str, Any]) -> str:
+    """The option that tries the other method for one shape, safe to be pasted into a shell."""
+    return "--sign " + shlex.quote(f"{facts['name']}={'visibility' if facts['method'] == 'winding' else 'winding'}") + " --force"
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -70,7 +70,7 @@ def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape
     frame = frame_of(mesh)
     mesh = Mesh(frame.to_field(mesh.vertices), mesh.faces)
     sdf = MeshSDF(mesh, sign=how.sign, hollows=how.hollows, thickness=how.thickness)
-    rng = np.random.default_rng((how.seed, *hashlib.sha256(name.encode()).digest()))
+    rng = np.random.default_rng((how.seed, *hashlib.sha256(name.encode(errors="surrogateescape")).digest()))
     samples = sdf_samples(sdf, how.samples, rng=rng)
     surface = surface_points(sdf.surface, how.surface, rng=rng)
     views = [depth_view(mesh, direction, how.view_size) for direction in rng.standard_normal((how.views, 3))]

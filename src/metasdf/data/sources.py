@@ -65,7 +65,7 @@ def find_meshes(path: str | Path) -> Found:
 
     Raises UsageError if there is nothing at `path`, InputError if no mesh is found.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # other processes may have another working folder
     dropped: list[tuple[str, str]] = []
     if path.is_dir():
         candidates = list(_in_folder(path, dropped))
@@ -109,7 +109,7 @@ def read_split_file(path: str | Path) -> list[ShapeKey]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError("The split file is absurdly large", where=path, cause="another kind of file")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
         lists = [(dataset, category, shapes) for dataset, categories in tree.items() for category, shapes in categories.items()]
         if not all(isinstance(shapes, list) for _, _, shapes in lists):
             raise ValueError("a class without a list of ids")
@@ -140,12 +140,25 @@ def _archive(path: Path, changed: int, process: int) -> zipfile.ZipFile:
 
 
 def _in_folder(root: Path, dropped: list[tuple[str, str]]) -> Iterator[_Candidate]:
-    for folder, folders, files in os.walk(root):
+    seen = set[tuple[int, int]]()  # folders, which links may lead back to
+
+    def unreadable(error: OSError) -> None:
+        dropped.append((Path(error.filename).relative_to(root).as_posix(), f"the folder cannot be read: {error.strerror}"))
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for name in sorted(files):
             path = Path(folder, name)
             parts = path.relative_to(root).parts
-            if _hidden(name) or not path.is_file():
+            if _hidden(name) or path.suffix.lower() not in (*MESH_SUFFIXES, *ZIP_SUFFIXES):
+                continue
+            if not path.is_file():
+                dropped.append(("/".join(parts), "a link that leads nowhere, or no file"))
                 continue
             if path.suffix.lower() in ZIP_SUFFIXES:
                 yield from _in_zip(path, parts, dropped)
@@ -202,20 +215,20 @@ def _member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
 
 def _named(candidates: list[_Candidate], root: str) -> Iterator[Source]:
     """Give names; of a ShapeNet model that is there twice, the preferred file stays."""
-    shapenet: dict[tuple[str, str], tuple[int, _Candidate]] = {}
+    shapenet: dict[tuple[str, str], list[tuple[int, _Candidate]]] = {}
     others = []
     for candidate in candidates:
         if match := _shapenet(candidate.parts, root):
-            key, rank = match
-            if key not in shapenet or rank < shapenet[key][0]:
-                shapenet[key] = (rank, candidate)
+            shapenet.setdefault(match[0], []).append((match[1], candidate))
         else:
             others.append(candidate)
-    named = {candidate: f"{synset}/{shape}" for (synset, shape), (_, candidate) in shapenet.items()}
+    # Version 1 of a shape that is there in version 2 is the same shape; two of one version are not.
+    best = {key: [candidate for rank, candidate in found if rank == min(found)[0]] for key, found in shapenet.items()}
+    named = {candidate: "/".join(key) for key, candidates in best.items() for candidate in candidates}
     named |= {candidate: _short(candidate) for candidate in others}
     while clashes := {name for name, count in Counter(named.values()).items() if count > 1}:
         named |= {candidate: "/".join(candidate.parts) for candidate, name in named.items() if name in clashes}
-    synsets = {candidate: synset for (synset, _), (_, candidate) in shapenet.items()}
+    synsets = {candidate: synset for (synset, _), candidates in best.items() for candidate in candidates}
     for candidate, name in named.items():
         folder = _without_zip(candidate.parts[0]) if len(candidate.parts) > 1 else ""
         yield Source(name, candidate.path, candidate.member, synsets.get(candidate, folder))

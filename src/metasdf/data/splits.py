@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -52,6 +53,12 @@ def check_shares(shares: Shares) -> None:
                          fix="use split=(80, 10, 10)")  # fmt: skip
 
 
+def split_of_file(path: str) -> str:
+    """train of train.json, sv2_planes_train.json, planes-train.json; empty where the name does not say."""
+    last = re.split(r"[_\-. ]", Path(path).stem)[-1]
+    return last if last in SPLITS else ""
+
+
 class SplitFiles:
     """Splits as files say: {name: split}, names being dataset/class/id or class/id."""
 
@@ -64,9 +71,9 @@ class SplitFiles:
         (..._train.json); or it holds all of them, {class: {split: [id]}}. Raises UsageError, InputError."""
         listed: dict[str, str] = {}
         for text in files:
-            given, _, path = text.rpartition("=")
+            given, path = next(((name, text[len(name) + 1 :]) for name in SPLITS if text.startswith(f"{name}=")), ("", text))
             for key in read_split_file(path):
-                split = given or (key.category if key.category in SPLITS else next((name for name in SPLITS if Path(path).stem.endswith(name)), ""))
+                split = given or (key.category if key.category in SPLITS else split_of_file(path))
                 if split not in SPLITS:
                     raise UsageError("It is not said which split the file is for", where=path, fix=f"write --split-file train={path} (val=, test=)")
                 name = f"{key.dataset}/{key.shape}" if key.category in SPLITS else "/".join(key)

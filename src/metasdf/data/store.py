@@ -39,6 +39,7 @@ MAX_MANIFEST_BYTES = 256 * 2**20
 SPLIT_PREFIX = "split_"
 ITEMS = "items"
 PAGE = "review.html"
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave behind
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _ITEM = re.compile(r"[0-9a-f]{8,64}\.safetensors")
 _PLAIN_KINDS = "biuf"  # booleans, integers, floats: nothing that could need a pickle
@@ -170,7 +171,7 @@ class StoreWriter:
     def page(self, html: str) -> None:
         """A page to look at, beside the data; no part of its fingerprint."""
         with _typed_write_errors(self.path):
-            (self._folder / PAGE).write_text(html, encoding="utf-8")
+            (self._folder / PAGE).write_text(html, encoding="utf-8", errors="backslashreplace")
 
     def _claim(self, name: str) -> Path:
         if not _NAME.fullmatch(name) or name in self._open:
@@ -301,9 +302,10 @@ def _check_target(path: Path, *, force: bool) -> None:
     names = [item.name for item in path.iterdir()]
     if not names:
         return
-    is_store = MANIFEST in names and all(name in (MANIFEST, ITEMS, PAGE) or name.endswith(".npy") for name in names)
+    others = [name for name in names if name not in (MANIFEST, ITEMS, PAGE, *LITTER) and not name.endswith(".npy")]
+    is_store = MANIFEST in names and not others
     if not is_store:
-        raise UsageError("The output folder is not empty, and is no data set of ours", where=path, cause="it holds other files",
+        raise UsageError("The output folder is not empty, and is no data set of ours", where=path, cause=f"it holds {(*others, *names)[0]!r}",
                          fix="choose another folder with -o")
     if not force:
         raise UsageError("A data set is already there", where=path, fix="choose another folder with -o, or replace it with --force")
