@@ -63,7 +63,7 @@ def relu_mlp(dims: Sequence[int], *, generator: torch.Generator | None = None) -
     layers: list[nn.Module] = []
     for index, (inn, out) in enumerate(pairwise(dims)):
         last = index == len(dims) - 2
-        layer = nn.utils.skip_init(nn.Linear, inn, out)
+        layer = nn.utils.skip_init(nn.Linear, inn, out, device=torch.get_default_device())
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt((1.0 if last else 2.0) / inn), generator=generator)
             layer.bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)

@@ -25,7 +25,7 @@ class LatentLoopConfig:
 
     steps: int = 3
     rates: LatentRateKind = "parameter"
-    init_rate: float = 1.0  # gradients of a mean loss with respect to a code are small: each bias sees a share of the points only
+    init_rate: float = 0.3  # for the bias hypernetwork (a fresh one of width 256 diverges from 3 on); a fresh `Hypernetwork` bears 30
     constraint: Literal["free", "clip"] = "free"  # clip: projected to >= 0 after each optimiser step
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class LatentLoop(Conditioner):
         check_head(self.head, decoder)
         steps = (self.config.steps,) if self.config.rates in ("step", "parameter_step") else ()
         shape = (decoder.code_dim,) if self.config.rates in ("parameter", "parameter_step") else ()
-        self.rates = nn.Parameter(torch.full((*steps, *shape), self.config.init_rate))
+        self.rates = nn.Parameter(torch.full((*steps, *shape), float(self.config.init_rate)))
         self.second_order = 1.0  # share of the second-order part in the meta-gradient, as in inner_loop
         self.products: torch.dtype | None = None  # precision of the products between hidden layers; see field
 
