@@ -257,7 +257,7 @@ def test_codes_of_the_batch_and_their_penalty() -> None:
     params, prior_loss = ad.training_params(batch)
     for ours, theirs in zip(params, ad.decoder(ad.codes[[4, 1]]), strict=True):
         assert torch.equal(ours.bias, theirs.bias)
-    assert prior_loss.item() == pytest.approx(0.7 * sum(float(ad.codes[i].square().sum()) for i in (4, 1)) / (2 * CODE), rel=1e-12)
+    assert prior_loss.detach().item() == pytest.approx(0.7 * float(ad.codes[[4, 1]].detach().square().sum()) / (2 * CODE), rel=1e-12)
     (field(params, context.x, ad.spec).sum() + prior_loss).backward()
     assert ad.codes.grad is not None
     assert ad.codes.grad.any(1).tolist() == [False, True, False, False, True, False]
