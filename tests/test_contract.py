@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.base import Conditioner, Decoder, EncodeDecode
+from metasdf.conditioning.codes import AutoDecoder, AutoDecoderConfig
+from metasdf.conditioning.encoders import SetEncoder, SetEncoderConfig
+from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork, HypernetworkConfig
 from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig
+from metasdf.conditioning.latent import LATENT_RATE_KINDS, LatentLoop, LatentLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec, Params, field
 from metasdf.heads import Distance, Head
@@ -31,6 +35,27 @@ def metasdf(*, field: dict | None = None, **config: object) -> Make:
     return lambda d, generator: MetaSDF(FieldSpec(in_dim=d, **spec), loop, generator=generator)
 
 
+def decoder(kind: str, d: int, generator: torch.Generator) -> Decoder:
+    spec = FieldSpec(in_dim=d, width=8, hidden_layers=1)
+    if kind == "bias":
+        return BiasHypernetwork(spec, code_dim=6, generator=generator)
+    return Hypernetwork(spec, HypernetworkConfig(width=8), code_dim=6, generator=generator)
+
+
+def encode_decode(layers: int, kind: str) -> Make:
+    config = SetEncoderConfig(layers=layers, width=8)
+    return lambda d, generator: EncodeDecode(SetEncoder(d, config, code_dim=6, generator=generator), decoder(kind, d, generator))
+
+
+def auto_decoder(kind: str) -> Make:
+    config = AutoDecoderConfig(steps=10, lr=0.1)
+    return lambda d, generator: AutoDecoder(decoder(kind, d, generator), config, n_tasks=TASKS, generator=generator)
+
+
+def latent_loop(kind: str, **config: object) -> Make:
+    return lambda d, generator: LatentLoop(decoder(kind, d, generator), LatentLoopConfig(**config))
+
+
 # Name -> maker of a small conditioner for fields over d dimensions; it must know at least TASKS tasks, if it knows tasks at all.
 METHODS: dict[str, Make] = {
     **{f"metasdf-{kind}": metasdf(rates=kind) for kind in RATE_KINDS},
@@ -44,6 +69,13 @@ METHODS: dict[str, Make] = {
     "metasdf-fourier": metasdf(field={"frequencies": 3}, rates="tensor"),
     "metasdf-geometric-fourier": metasdf(field={"init": "geometric", "frequencies": 2}),
     "metasdf-sine": metasdf(field={"activation": "sine", "w0": 10.0}, init_rate=1e-3),
+    "cnp-4": encode_decode(4, "bias"),
+    "cnp-9": encode_decode(9, "bias"),
+    "set-encoder-hypernetwork": encode_decode(4, "full"),
+    "auto-decoder-concatenation": auto_decoder("bias"),
+    "auto-decoder-hypernetwork": auto_decoder("full"),
+    **{f"latent-bias-{kind}": latent_loop("bias", rates=kind) for kind in LATENT_RATE_KINDS},
+    "latent-hypernetwork": latent_loop("full", constraint="clip"),
 }
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -121,7 +153,8 @@ def test_the_context_matters(method: str, d: int, rule: str) -> None:
 @both_dimensions
 @both_rules
 def test_a_gradient_reaches_every_parameter(method: str, d: int, rule: str) -> None:
-    """Of the query loss, through the context. Single ReLU units may be dead at the start; a whole tensor may not."""
+    """Of the query loss, through the context; an auto-decoder's is through the codes of its tasks instead, as training has it: its codes are
+    parameters, and `forward`, which fits new ones, never uses them. Single ReLU units may be dead at the start; a whole tensor may not."""
     model, batch = build(method, d), tasks(d, rule)
     params, prior_loss = model.training_params(batch)
     (head_of(model).loss(field(params, batch.query.x, model.spec), batch.query.y).mean() + prior_loss).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from metasdf.fields import FieldSpec, Params
@@ -25,3 +26,42 @@ class Conditioner(nn.Module):
 
     def project(self) -> None:
         """Called after each optimiser step, for constraints that are kept by projection."""
+
+
+class Encoder(nn.Module):
+    """Context -> code z, one for each task."""
+
+    code_dim: int
+
+    def forward(self, context: Observations) -> Float[Tensor, "*B n"]:
+        raise NotImplementedError
+
+
+class Decoder(nn.Module):
+    """Code z -> Params. What does not depend on z is returned without batch dimensions: all tasks share it."""
+
+    spec: FieldSpec
+    code_dim: int
+
+    def forward(self, z: Float[Tensor, "*B n"]) -> Params:
+        raise NotImplementedError
+
+
+class EncodeDecode(Conditioner):
+    """decoder(encoder(context)): the conditional neural process of the paper, and every other pair of the two."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        if encoder.code_dim != decoder.code_dim:
+            raise ValueError(f"the encoder gives codes of {encoder.code_dim} numbers, the decoder reads {decoder.code_dim}")
+        self.spec = decoder.spec
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, context: Observations) -> Params:
+        return self.decoder(self.encoder(context))
+
+
+def refuse_empty(context: Observations) -> None:
+    """Raises ValueError for a context without points: its mean is not a number, and no step comes of it."""
+    if not context.x.shape[-2]:
+        raise ValueError("the context is empty, there is nothing to adapt to")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from metasdf.conditioning.base import refuse_empty
 from metasdf.conditioning.fused import Step, descend, fused_gradient
 from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp
 from metasdf.heads import Head
@@ -175,8 +176,7 @@ def inner_loop(
         raise ValueError(f"second_order must lie in [0, 1], got {second_order}")
     if steps is not None and steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
-    if not context.x.shape[-2]:
-        raise ValueError("the context is empty, there is nothing to adapt to")
+    refuse_empty(context)
     fused = config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad)
     form = Step(spec, head, products=products, second_order=second_order)
     plain = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
