@@ -25,7 +25,9 @@ from metasdf.data.deepsdf import list_shapes
 from metasdf.data.deepsdf import read_shape as read_deepsdf
 from metasdf.data.isolation import Done, Failure, Limits
 from metasdf.data.meshes import merge, prepare_meshes
+from metasdf.data.origins import MeshFile
 from metasdf.data.shape import Sampling, read_shape
+from metasdf.data.sources import Source
 from metasdf.data.splits import SplitFiles, split_of_file
 from metasdf.data.store import Store
 from metasdf.errors import InputError, UsageError
@@ -423,3 +425,21 @@ def test_split_files_say_their_split(tmp_path: Path) -> None:
         "train", "val", "test", "", ""]  # fmt: skip
     (tmp_path / "train.json").write_text("{}")
     assert SplitFiles.read([str(tmp_path / "train.json")]).listed == {}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_for_each_shape(tmp_path: Path) -> None:
+    """Each is a category of one: they are split together."""
+    for k in range(10):
+        write_mesh(tmp_path / f"in/{k:08d}/model.ply", box(size=(1, 1, 1 + k)))
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
+    assert {name: len(rows) for name, rows in store.splits.items()} == {"train": 8, "val": 1, "test": 1}
+
+
+def test_buffers_count(tmp_path: Path) -> None:
+    (tmp_path / "a.gltf").write_text("{}")
+    (tmp_path / "a.bin").write_bytes(b"1")
+    origin = MeshFile(Source("a", tmp_path / "a.gltf", None, ""))
+    before = origin.checksum()
+    (tmp_path / "a.bin").write_bytes(b"2")
+    assert origin.checksum() != before

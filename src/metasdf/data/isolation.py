@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, li
     if engine == "ray":
         yield from _on_ray(function, jobs, workers=workers, limits=limits)
         return
-    with _pool(workers, limits) as pool:
+    with _pool(workers, limits) as pool, _guarded():
         futures: dict[Future[Any], int] = {}
         following = iter(enumerate(jobs))
         while True:
@@ -74,6 +75,15 @@ def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, li
                 return
             for future in wait(futures, return_when=FIRST_COMPLETED).done:
                 yield Done(futures.pop(future), _outcome(future, limits))
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UsageError("Worker processes ended before they began", cause="a program without `if __name__ == '__main__':`, which each runs again",
+                         fix="put what the program does below that line") from error  # fmt: skip
 
 
 @contextmanager

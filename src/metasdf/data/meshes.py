@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -287,7 +288,7 @@ def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, r
     meta = {**meta, "convention": CONVENTION, "sampling": request["sampling"], "found": len(rows) + len(dropped), "kept": len(rows),
             "dropped": dropped, "shapes": facts}  # fmt: skip
     splits = split_files.rows(names) if split_files is not None else by_shares(
-        names, tuple(request["split"]), seed=meta["seed"], groups=[each["category"] for each in facts])  # fmt: skip
+        names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]))  # fmt: skip
     with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
         writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]).reshape(-1, 4))
         writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]).reshape(-1, 2))
@@ -295,3 +296,9 @@ def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, r
         for row in rows:
             writer.link(row.file, sha256=row.sha256)
         writer.page(review([row.file for row in rows], meta, low=LOW, splits={name: len(part) for name, part in splits.items()}))
+
+
+def _groups(categories: Sequence[str]) -> list[str]:
+    """What is split by itself: categories, and all those together that are too small to have validation and test shapes (a folder for each shape)."""
+    counts = Counter(categories)
+    return [category if counts[category] >= 3 else "" for category in categories]

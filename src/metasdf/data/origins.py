@@ -51,11 +51,14 @@ class MeshFile(NamedTuple):
         return self.source.category
 
     def checksum(self) -> str:
-        """Of the file; of a zip's member, what the zip itself says."""
-        if self.source.member is None:
-            return sha256_file(self.source.path)
-        info = _members(self.source.path, self.source.path.stat().st_mtime_ns)[self.source.member]
-        return f"{info.CRC:08x}-{info.file_size}"
+        """Of the file; of a zip's member, what the zip itself says. Buffers beside a .gltf count: any of its folder, it may need them."""
+        path, member = self.source.path, self.source.member
+        if member is None:
+            buffers = sorted(path.parent.glob("*.bin")) if path.suffix.lower() == ".gltf" else []
+            return "-".join(sha256_file(each) for each in (path, *buffers))
+        members = _members(path, path.stat().st_mtime_ns)
+        buffers_inside = sorted(name for name in members if name.endswith(".bin")) if member.lower().endswith(".gltf") else []
+        return "-".join(f"{members[each].CRC:08x}-{members[each].file_size}" for each in (member, *buffers_inside))
 
     def draw(self, how: Sampling) -> Shape:
         return sample_mesh(read_source(self.source), name=self.name, category=self.category, how=how)
