@@ -151,7 +151,8 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path: Path, how: signal.Signals) -> None:
-    program = ("import sys, time, numpy as np\nfrom metasdf.data.store import StoreWriter\n"
+    program = ("import signal, sys, time, numpy as np\nfrom metasdf.data.store import StoreWriter\n"
+               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it, and so do their children
                "with StoreWriter(sys.argv[1], kind='test', request={}, meta={}) as w:\n"
                "    w.create('sdf', (99, 4), np.float32)\n    print('ready', flush=True)\n    time.sleep(60)\n")
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "data")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
