@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import shlex
 import tempfile
@@ -24,6 +23,7 @@ from metasdf.checkpoint import write_atomic
 from metasdf.data.loader import ImageShapes
 from metasdf.data.mnist import CREDIT, LICENCE, load_slice
 from metasdf.data.prepare import prepare_slice
+from metasdf.data.show import data_uri
 from metasdf.data.store import Store
 from metasdf.evaluate import GridErrors, fit_times, grid_errors
 from metasdf.geometry.image import mask_from_image
@@ -151,14 +151,10 @@ def render(
         {
             "name": r.prior.name, "title": r.title, "slug": r.prior.name, "mse": r.errors.mse[-1], "mae": r.errors.mae[-1], "failed": r.errors.failed,
             "wrong": r.errors.misclassified[-1], "alone": r.ms_alone, "batched": r.ms_batched, "paper": PAPER.get(r.prior.name),
-            "steps": r.prior.experiment.inner.steps, "image": _data_uri(figures[r.prior.name]), "training": r.prior.card.get("training", {}),
+            "steps": r.prior.experiment.inner.steps, "image": data_uri(figures[r.prior.name]), "training": r.prior.card.get("training", {}),
         }
         for r in results
     ]  # fmt: skip
     return environment.get_template("demo.html.j2").render(
-        results=rows, curve=_data_uri(curve), commands=commands, n=n, hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE
+        results=rows, curve=data_uri(curve), commands=commands, n=n, hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE
     )
-
-
-def _data_uri(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -63,7 +63,7 @@ def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, li
     if engine == "ray":
         yield from _on_ray(function, jobs, workers=workers, limits=limits)
         return
-    with _pool(workers, limits) as pool, _guarded():
+    with _pool(workers, limits) as pool:
         futures: dict[Future[Any], int] = {}
         following = iter(enumerate(jobs))
         while True:
@@ -78,15 +78,6 @@ def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, li
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise UsageError("Worker processes ended before they began", cause="a program without `if __name__ == '__main__':`, which each runs again",
-                         fix="put what the program does below that line") from error  # fmt: skip
-
-
-@contextmanager
 def _pool(workers: int, limits: Limits) -> Iterator[ProcessPool]:
     if not main_can_be_imported():
         raise UsageError("Worker processes cannot start", cause="a program from standard input, which a new process cannot import",
@@ -95,10 +86,9 @@ def _pool(workers: int, limits: Limits) -> Iterator[ProcessPool]:
     pool = ProcessPool(workers, initializer=_prepare_worker, initargs=(limits.memory,), context=get_context("spawn"))
     try:
         yield pool
-        pool.close()
-    except BaseException:
-        pool.stop()
-        raise
+    except BrokenProcessPool as error:
+        raise UsageError("Worker processes ended before they began", cause="a program without `if __name__ == '__main__':`, which each runs again",
+                         fix="put what the program does below that line") from error  # fmt: skip
     finally:
         pool.stop()
         pool.join()

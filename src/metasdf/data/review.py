@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from metasdf.data.show import data_uri, panels
+from metasdf.data.show import data_uri, panels, png
 
 SHOWN = 48  # pictures at most
 LEAST = 6  # the lowest ones are shown even where all are fine
@@ -29,7 +29,7 @@ def review(files: Sequence[Path], meta: dict[str, Any], *, low: float, splits: d
         meta=meta, low=low, doubtful=[shapes[row] for row in doubtful], splits=splits, bins=histogram([shapes[row]["agreement"] for row in judged]),
         quantiles=quantiles([shapes[row]["agreement"] for row in judged]), kinds=_counts(shapes, "kind"), methods=_counts(shapes, "method"),
         categories=_counts(shapes, "category"), other=other_sign,
-        shown=[(shapes[row], data_uri(picture)) for row, picture in zip(shown, pictures, strict=True)],
+        shown=[(shapes[row], data_uri(png(picture))) for row, picture in zip(shown, pictures, strict=True)],
     )  # fmt: skip
 
 

@@ -89,5 +89,6 @@ def png(picture: Picture) -> bytes:
     return stream.getvalue()
 
 
-def data_uri(picture: Picture) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+def data_uri(image: bytes) -> str:
+    """A PNG as an address, so that a page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
