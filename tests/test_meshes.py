@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,8 @@ def test_every_shape_is_kept_or_named(folder: Path, tmp_path: Path) -> None:
     assert sorted(np.concatenate(list(store.splits.values())).tolist()) == list(range(6))
     assert not list(tmp_path.glob(".*")) and Store.open(store.path, verify=True).fingerprint == store.fingerprint
     page = (store.path / "review.html").read_text()
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert re.search(r"test \d\. Categories: balls 3, boxes 3\.", words) and re.search(r"\d\. Signs by .* \d\. A sheet is", words)
     assert "8 found = 6 kept + 2 dropped" in page and "boxes/points" in page and page.count("data:image/png") == 6
     again = prepare_meshes(folder, tmp_path / "data", sampling=FEW, workers=1)
     assert again.fingerprint == store.fingerprint
