@@ -232,7 +232,7 @@ def show(setting: Setting, results: dict[str, Any]) -> None:
 def main(out: Path | None, quick: bool, threads: int, **sizes: Any) -> None:
     setting = Setting(**sizes)
     if quick:
-        setting = replace(setting, faces=1000, samples=500, others=100, brute=5, rounds=1)
+        setting = replace(setting, faces=1000, samples=20_000, others=100, brute=5, rounds=1)
     set_up(keep=True, threads=threads)
     results = measure(setting, 200 if quick else 20_000)
     show(setting, results)
