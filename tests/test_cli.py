@@ -320,7 +320,7 @@ def complete(typed: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_completion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert complete("metasdf tra", monkeypatch) == ["plain,train"]
     assert complete("metasdf ", monkeypatch) == [f"plain,{name}" for name in sorted(COMMANDS)]
-    assert complete("metasdf train mnist-l", monkeypatch) == ["plain,mnist-levelset"]
+    assert complete("metasdf train mnist-l", monkeypatch) == ["plain,mnist-levelset", "plain,mnist-levelset-fourier"]
     assert complete("metasdf train mnist-dense --pre", monkeypatch) == ["plain,--preset"]
     assert complete("metasdf train --preset p", monkeypatch) == ["plain,paper"]
     assert complete("metasdf evaluate ./r", monkeypatch)[-1] == "file,./r"

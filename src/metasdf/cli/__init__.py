@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from metasdf.errors import InputError, MetaSDFError, UsageError
+from metasdf.cli.data import datasets, prepare
+from metasdf.cli.options import device_option, parse_budget, path_type
+from metasdf.errors import MetaSDFError, UsageError
 
 
 class Commands(click.Group):
@@ -54,10 +56,6 @@ def _start(threads: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
-path_type = click.Path(path_type=Path)
-
-
 def _experiment_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from metasdf.experiments import EXPERIMENTS
 
@@ -67,23 +65,9 @@ def _experiment_names(ctx: click.Context, param: click.Parameter, incomplete: st
 def _prior_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     from click.shell_completion import CompletionItem
 
-    here = Path(__file__).parent / "priors"
+    here = Path(__file__).parents[1] / "priors"
     names = [CompletionItem(p.stem) for p in sorted(here.glob("*.safetensors")) if p.stem.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
-
-
-def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    """Seconds from 90s, 5m, 1.5h, or minutes from a bare number."""
-    if text is None:
-        return None
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:].lower())
-    try:
-        seconds = float(text[:-1]) * unit if unit else float(text) * 60.0
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise click.BadParameter(f"{text!r} is no duration; write 90s, 5m or 1.5h")
-    return seconds
 
 
 @cli.command()
@@ -166,206 +150,6 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
     return (f"done: {trainer.step:,} steps in {trainer.elapsed / 60:.1f} min, validation MSE {row['val_mse']:.3g}, MAE {row['val_mae']:.3g} "
             f"(field units, {row['val_n']} shapes)\nprior: {trainer.run / 'prior.safetensors'}\n"
             f"next: metasdf evaluate {trainer.run} --data {data}   or a longer --budget / --epochs with the same command to go on")  # fmt: skip
-
-
-OF_IMAGES = ("resolution", "foreground", "origin", "allow_unofficial")
-OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness", "split", "split_file", "time_limit", "memory", "shard", "engine",
-             "count")  # fmt: skip
-
-
-@cli.command()
-@click.argument("source")
-@click.argument("parts", nargs=-1, type=path_type)
-@click.option("-o", "--out", type=path_type, required=True, help="The data set to write: a folder.")
-@click.option("--workers", type=click.IntRange(1), help="Processes (default: one for each core).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and the samples.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first images or shapes, to try things out.")
-@click.option("--force", is_flag=True, help="Replace a data set that was prepared differently; shapes that would be the same are taken over.")
-@click.option("--split", metavar="A/B/C", default="80/10/10", show_default=True, help="Shares of train, val and test in each category.")
-@click.option("--split-file", multiple=True, metavar="[SPLIT=]FILE", help="Splits as DeepSDF's JSON files have them, one for each split.")
-@click.option("--samples", type=click.IntRange(1), default=500_000, show_default=True, help="Meshes: signed distances of each shape.")
-@click.option("--surface-points", type=click.IntRange(1), default=100_000, show_default=True, help="Meshes: points with normals of each.")
-@click.option("--views", type=click.IntRange(0), default=8, show_default=True, help="Meshes: depth views of each.")
-@click.option("--sign", multiple=True, metavar="[NAME=]METHOD", help="Meshes: auto, winding or visibility, for all or for one shape.")
-@click.option("--hollows", type=click.Choice(["fill", "keep"]), default="fill", show_default=True, help="Meshes: what is enclosed and unseen.")
-@click.option("--thickness", type=click.FloatRange(0), default=0.0, show_default=True, help="Meshes: of sheets, on each side; the shape has size 2.")
-@click.option("--time-limit", callback=parse_budget, default="10m", show_default=True, metavar="TIME", help="Meshes: for one shape.")
-@click.option("--memory", type=click.FloatRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
-@click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
-@click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100).")
-@click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Images: grid points along a side.")
-@click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Images: the shape's side.")
-@click.option("--from", "origin", type=path_type, help="MNIST: where its files are: a folder, .zip or .tar. Without it they are downloaded.")
-@click.option("--allow-unofficial", is_flag=True, help="MNIST: take other IDX files (Fashion-MNIST): no md5 check.")
-@click.pass_context
-def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path, **options: Any) -> None:
-    """Turn SOURCE into a data set of signed distance functions. Typed again, the same command goes on where it was interrupted.
-
-    SOURCE is a folder, file or zip of meshes (obj, ply, stl, off, glb, gltf, 3mf, dae, ac; ShapeNet's layout), samples in DeepSDF's layout,
-    procedural-tables, -chairs, -benches or -planes, a folder of silhouettes (PNG, JPEG, BMP), mnist, or mnist-slice (the 100 digits that come
-    with the package).
-
-    \b
-    metasdf prepare meshes/ -o DATA
-    metasdf prepare procedural-chairs --count 500 -o DATA
-    metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
-    metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
-    """
-    if source == "merge":
-        others = [name for name in ctx.params if name not in ("source", "parts", "out", "force")
-                  and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]  # fmt: skip
-        if others or not parts:
-            raise UsageError("merge takes parts and nothing else" if parts else "There are no parts to merge",
-                             fix="metasdf prepare merge PART1 PART2 ... -o DATA")  # fmt: skip
-        from metasdf.data.meshes import merge
-
-        _say_prepared(merge(parts, out, force=options["force"]), out, dropped_said=False)
-        return
-    images = source in ("mnist", "mnist-slice") or _holds_images_only(Path(source))
-    given = [name for name in (OF_MESHES if images else OF_IMAGES) if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    if images and "split" in given and source not in ("mnist", "mnist-slice"):
-        given.remove("split")
-    if given:
-        raise UsageError(f"--{'from' if given[0] == 'origin' else given[0].replace('_', '-')} does not go with {source}",
-                         cause=f"it is for {'meshes' if images else 'images'}", fix="leave it out, or check the source")  # fmt: skip
-    if parts:
-        raise UsageError("There is more than one source", where=parts[0],
-                         fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    store = _prepare_images(source, out, options) if images else _prepare_meshes(source, out, options)
-    _say_prepared(store, out, dropped_said=not images)
-
-
-def _holds_images_only(path: Path) -> bool:
-    """Images beside meshes are textures. Raises InputError for a folder that holds neither."""
-    from metasdf.data.deepsdf import is_deepsdf
-    from metasdf.data.sources import ZIP_SUFFIXES
-    from metasdf.geometry.image import IMAGE_SUFFIXES
-    from metasdf.geometry.io import MESH_SUFFIXES
-
-    if str(path).startswith("procedural-"):
-        return False
-    suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
-    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES}) or is_deepsdf(path)
-    if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):
-        raise InputError("The folder holds neither meshes nor images", where=path, cause="another folder, or files of other kinds",
-                         fix=f"meshes end in {', '.join((*MESH_SUFFIXES, *ZIP_SUFFIXES))}; images in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-    return not meshes and bool(suffixes)
-
-
-def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
-    from metasdf.data import prepare as preparing
-
-    if o["origin"] is not None and source != "mnist":
-        raise UsageError("--from says where the MNIST files are, it goes with the source mnist",
-                         fix=f"metasdf prepare mnist --from {o['origin']} -o {out}")  # fmt: skip
-    if source == "mnist":
-        return preparing.prepare_mnist(o["origin"], out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], force=o["force"],
-                                       limit=o["limit"], allow_unofficial=o["allow_unofficial"])  # fmt: skip
-    if source == "mnist-slice":
-        return preparing.prepare_slice(out, resolution=o["resolution"], force=o["force"])
-    return preparing.prepare_images(source, out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], foreground=o["foreground"],
-                                    split=parse_shares(o["split"]), force=o["force"], limit=o["limit"])  # fmt: skip
-
-
-def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
-    import signal
-    import threading
-
-    if not Path(source).exists() and not source.startswith("procedural-"):
-        raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a path that does not exist",
-                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist, mnist-slice")  # fmt: skip
-
-    from metasdf.data.isolation import GIB, Limits
-    from metasdf.data.meshes import Interrupted, prepare_meshes
-    from metasdf.data.shape import Sampling
-    from metasdf.data.splits import SplitFiles
-
-    signs = dict(text.rpartition("=")[::2] for text in o["sign"])
-    for method in signs.values():
-        if method not in ("auto", "winding", "visibility"):
-            raise UsageError(f"There is no sign method {method!r}", fix="--sign auto, winding or visibility; for one shape --sign NAME=METHOD")
-    sampling = Sampling(o["samples"], o["surface_points"], o["views"], sign=signs.pop("", "auto"), hollows=o["hollows"], thickness=o["thickness"],
-                        seed=o["seed"])  # fmt: skip
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends: ends the workers too
-    try:
-        return prepare_meshes(
-            source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
-            split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
-            limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
-            count=o["count"], force=o["force"], say=lambda text: click.echo(text, err=True),
-        )  # fmt: skip
-    except Interrupted as stop:
-        click.echo(str(stop), err=True)
-        sys.exit(130)
-
-
-def _say_prepared(store: Any, out: Path, *, dropped_said: bool) -> None:
-    dropped = store.meta.get("dropped", [])
-    for entry in dropped if not dropped_said else []:
-        click.echo(f"dropped {entry['name']}: {entry['reason']}", err=True)
-    found = store.meta.get("found", len(store))
-    click.echo(f"{out}: {found:,} found = {len(store):,} kept + {len(dropped):,} dropped; "
-               + ", ".join(f"{name} {len(rows):,}" for name, rows in store.splits.items()))  # fmt: skip
-    shapes = store.meta.get("shapes", [])
-    if missing := store.meta.get("missing"):
-        click.echo(f"named in the split files, and not found: {len(missing):,}, the first one {missing[0]}")
-    if judged := sorted((facts["agreement"], facts["name"]) for facts in shapes if "agreement" in facts):
-        click.echo(f"agreement of two sign methods: median {judged[len(judged) // 2][0]:.2%}, lowest {judged[0][0]:.2%} ({judged[0][1]})")
-    if shapes:
-        click.echo(f"look at {out / 'review.html'}   or: metasdf datasets show {out} -o sheet.png")
-
-
-def parse_shares(text: str) -> tuple[float, float, float]:
-    try:
-        train, val, test = (float(part) for part in text.split("/"))
-    except ValueError:
-        raise UsageError(f"--split {text} is not three shares", fix="write --split 80/10/10") from None
-    return train, val, test
-
-
-def parse_shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise UsageError(f"--shard {text} is not I/N", fix="write --shard 1/8 to 8/8")
-    return int(number), int(of)
-
-
-@cli.group()
-def datasets() -> None:
-    """Look at data sets, and hand them on."""
-
-
-@datasets.command("show")
-@click.argument("data", type=path_type)
-@click.option("-o", "--out", type=path_type, default=Path("sheet.png"), show_default=True, help="The picture to write.")
-@click.option("--shapes", type=click.IntRange(1), default=12, show_default=True, help="How many.")
-@click.option("--split", help="Of this split only.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice.")
-def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> None:
-    """Draw a contact sheet of DATA: surfaces, samples, and slices through the signed distance."""
-    from metasdf.data.show import data_set_sheet, png
-    from metasdf.data.store import Store
-    from metasdf.geometry.io import write_whole
-
-    write_whole(out, png(data_set_sheet(Store.open(data), shapes=shapes, split=split, seed=seed)))
-    click.echo(f"written: {out}")
-
-
-@datasets.command("export")
-@click.argument("data", type=path_type)
-@click.option("-o", "--out", type=path_type, required=True, help="The folder to write.")
-@click.option("--name", default="metasdf", show_default=True, help="Of the data set, in DeepSDF's layout.")
-def export(data: Path, out: Path, name: str) -> None:
-    """Write DATA in DeepSDF's layout, with its split files, so that DeepSDF's code and its kin can train on it."""
-    from metasdf.data.export import export_deepsdf
-    from metasdf.data.store import Store
-
-    written = export_deepsdf(Store.open(data), out, dataset=name)
-    click.echo(f"{out}: {written:,} shapes")
 
 
 @cli.command()
@@ -489,6 +273,10 @@ def completion(shell: str) -> None:
     maker = get_completion_class(shell)
     assert maker is not None
     click.echo(maker(cli, {}, "metasdf", "_METASDF_COMPLETE").source())
+
+
+cli.add_command(prepare)
+cli.add_command(datasets)
 
 
 def main() -> None:

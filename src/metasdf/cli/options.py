@@ -1,0 +1,24 @@
+"""What several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+path_type = click.Path(path_type=Path)
+
+
+def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Seconds from 90s, 5m, 1.5h, or minutes from a bare number."""
+    if text is None:
+        return None
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:].lower())
+    try:
+        seconds = float(text[:-1]) * unit if unit else float(text) * 60.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{text!r} is no duration; write 90s, 5m or 1.5h")
+    return seconds
