@@ -185,12 +185,13 @@ def evaluate(
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
-    steps_shown, found = result["after_step"], result["metrics"]
+    stepwise, found = result["after_step"], result["metrics"]
     click.echo("step          MSE          MAE  wrong sign %")
-    for step, row in enumerate(zip(*(steps_shown[name] for name in ("mse", "mae", "misclassified")), strict=True)):
+    for step, row in enumerate(zip(*(stepwise[name] for name in ("mse", "mae", "misclassified")), strict=True) if stepwise else ()):
         click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
-    if steps_shown["n"] < result["n"] or runs > 1:
-        click.echo(f"     (steps: the first {steps_shown['n']:,} shapes, first run; all shapes and runs, last step:)")
+    if stepwise is None or stepwise["n"] < result["n"] or runs > 1:
+        if stepwise:
+            click.echo(f"     (steps: the first {stepwise['n']:,} shapes, first run; all shapes and runs, last step:)")
         for name, end in (("mean", ""), ("std", "_std"))[: 2 if runs > 1 else 1]:
             mse, mae, sign = (found[key + end] for key in ("mse", "mae", "misclassified"))
             click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}" + ("   over runs" if end else ""))
@@ -203,7 +204,7 @@ def evaluate(
 
 def _say_extra_steps(prior: Any, steps: int | None) -> None:
     inner = prior.experiment.inner
-    if steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
+    if prior.experiment.method.kind == "metasdf" and steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
         click.echo(f"note: {prior.name} was trained with {inner.steps} steps; "
                    f"steps {inner.steps + 1} to {steps} repeat the rates of step {inner.steps}", err=True)  # fmt: skip
 
