@@ -91,7 +91,8 @@ def test_each_row_is_an_adam_of_its_own(sparse: bool) -> None:
 
 def test_a_row_twice_in_a_batch_counts_once_with_both_gradients() -> None:
     p, q = matrix(4, 2).requires_grad_(), matrix(4, 2).requires_grad_()
-    twice = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64), (4, 2), check_invariants=True)
+    values = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    twice = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), values, (4, 2), check_invariants=True)
     for each, grad in ((p, twice), (q, twice.to_dense())):
         each.grad = grad
         GroupedAdam([{"params": [each], "rows": True, "lr": 0.1}]).step()

@@ -869,7 +869,7 @@ def test_curvature_can_begin_from_a_prior_without(store: Store, tmp_path: Path) 
         for a, b in zip(ours.model(context), prior.conditioner(context), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # to rounding
     ours.fit()
-    with pytest.raises(UsageError, match="other layers or rates|another method, layers or rates"):
+    with pytest.raises(UsageError, match="layers or rates than this experiment"):
         trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
@@ -882,7 +882,7 @@ def test_fourier_features_can_begin_from_a_prior_without(store: Store, tmp_path:
     x = ours.loader.batch(0).context.x
     torch.testing.assert_close(field(ours.model.theta, x, more.field), field(prior.conditioner.theta, x, plain.field), rtol=1e-5, atol=1e-6)
     ours.fit()
-    with pytest.raises(UsageError, match="other layers or rates|another method, layers or rates"):  # the other way round would forget something
+    with pytest.raises(UsageError, match="layers or rates than this experiment"):  # the other way round would forget something
         trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
@@ -918,7 +918,7 @@ MISMATCHES: dict[str, Experiment] = {
 
 @pytest.mark.parametrize("case", MISMATCHES)
 def test_a_prior_of_another_form_is_refused(finished: Path, store: Store, tmp_path: Path, case: str) -> None:
-    with pytest.raises(UsageError, match="--init has (other|another method,) layers or rates than this experiment") as caught:
+    with pytest.raises(UsageError, match="layers or rates than this experiment") as caught:
         trainer(tmp_path / "run", store, MISMATCHES[case], init=load(finished))
     assert caught.value.where == "mnist-dense" and caught.value.fix
 
