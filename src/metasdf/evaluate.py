@@ -88,7 +88,7 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     e = prior.experiment
-    indices = store.split(split)[:limit]
+    indices = spread(store.split(split), limit)
     model = prior.to(device).conditioner
     stepwise = indices[: STEPWISE if model.inner_steps else 0]
     total = len(stepwise) + runs * len(indices)
@@ -115,6 +115,12 @@ def evaluate(
         "context": {"rule": e.context, "points": e.n_test}, "runs": runs, "seed": seed, "definition": DEFINITION,
         "commit": commit(), "hardware": hardware(device), "training": prior.card.get("training", {}),
     }  # fmt: skip
+
+
+def spread(indices: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the shapes, evenly over the whole split: neighbours are often alike."""
+    n = len(indices)
+    return indices if limit is None or limit >= n else indices[np.arange(limit) * n // limit]
 
 
 @torch.no_grad()
