@@ -11,9 +11,14 @@ import click
 from metasdf.cli.options import parse_budget, path_type
 from metasdf.errors import InputError, UsageError
 
-OF_IMAGES = ("resolution", "foreground", "origin", "allow_unofficial")
-OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness", "split", "split_file", "time_limit", "memory", "shard", "engine",
-             "count")  # fmt: skip
+ALL_TAKE = {"source", "parts", "out", "workers", "seed", "force"}
+TAKES = {
+    "MNIST": {"resolution", "limit", "origin", "count", "allow_unofficial"},
+    "mnist-slice": {"resolution"},
+    "folders of images": {"resolution", "limit", "foreground", "split"},
+    "meshes": {"limit", "samples", "surface_points", "views", "sign", "hollows", "thickness", "split", "split_file", "time_limit", "memory", "shard",
+               "engine", "count"},
+}  # fmt: skip
 
 
 @click.command()
@@ -36,7 +41,7 @@ OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness
 @click.option("--memory", type=click.FloatRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
 @click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
-@click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100).")
+@click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100). MNIST: training images of each kind, at most.")
 @click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Images: grid points along a side.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Images: the shape's side.")
 @click.option("--from", "origin", type=path_type, help="MNIST: where its files are: a folder, .zip or .tar. Without it they are downloaded.")
@@ -46,14 +51,16 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     """Turn SOURCE into a data set of signed distance functions. Typed again, the same command goes on where it was interrupted.
 
     SOURCE is a folder, file or zip of meshes (obj, ply, stl, off, glb, gltf, 3mf, dae, ac; ShapeNet's layout), samples in DeepSDF's layout,
-    procedural-tables, -chairs, -benches or -planes, a folder of silhouettes (PNG, JPEG, BMP), mnist, or mnist-slice (the 100 digits that come
-    with the package).
+    procedural-tables, -chairs, -benches or -planes, a folder of silhouettes (PNG, JPEG, BMP), mnist, a data set made of its digits
+    (mnist-rotated, -unseen, -double, -triple, -composite; the last three also with -clean behind, where no digit of test is known from
+    training), or mnist-slice (the 100 digits that come with the package).
 
     \b
     metasdf prepare meshes/ -o DATA
     metasdf prepare procedural-chairs --count 500 -o DATA
     metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
     metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
+    metasdf prepare mnist-composite --from FOLDER_OR_ARCHIVE -o DATA
     """
     if source == "merge":
         others = [name for name in ctx.params if name not in ("source", "parts", "out", "force")
@@ -65,18 +72,27 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
 
         _say_prepared(merge(parts, out, force=options["force"]), out, dropped_said=False)
         return
-    images = source in ("mnist", "mnist-slice") or _holds_images_only(Path(source))
-    given = [name for name in (OF_MESHES if images else OF_IMAGES) if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    if images and "split" in given and source not in ("mnist", "mnist-slice"):
-        given.remove("split")
-    if given:
-        raise UsageError(f"--{'from' if given[0] == 'origin' else given[0].replace('_', '-')} does not go with {source}",
-                         cause=f"it is for {'meshes' if images else 'images'}", fix="leave it out, or check the source")  # fmt: skip
+    kind = _kind(source)
+    for name in ctx.params:
+        if name not in ALL_TAKE | TAKES[kind] and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise UsageError(f"--{'from' if name == 'origin' else name.replace('_', '-')} does not go with {source}",
+                             cause=f"it is for {' and '.join(each for each, options in TAKES.items() if name in options)}",
+                             fix="leave it out, or check the source")  # fmt: skip
     if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    store = _prepare_images(source, out, options) if images else _prepare_meshes(source, out, options)
-    _say_prepared(store, out, dropped_said=not images)
+    store = _prepare_meshes(source, out, options) if kind == "meshes" else _prepare_images(source, out, options)
+    _say_prepared(store, out, dropped_said=kind == "meshes")
+
+
+def _kind(source: str) -> str:
+    from metasdf.data.digits import NAMES
+
+    if source in NAMES:
+        return "MNIST"
+    if source == "mnist-slice":
+        return source
+    return "folders of images" if _holds_images_only(Path(source)) else "meshes"
 
 
 def _holds_images_only(path: Path) -> bool:
@@ -99,12 +115,9 @@ def _holds_images_only(path: Path) -> bool:
 def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
     from metasdf.data import prepare as preparing
 
-    if o["origin"] is not None and source != "mnist":
-        raise UsageError("--from says where the MNIST files are, it goes with the source mnist",
-                         fix=f"metasdf prepare mnist --from {o['origin']} -o {out}")  # fmt: skip
-    if source == "mnist":
-        return preparing.prepare_mnist(o["origin"], out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], force=o["force"],
-                                       limit=o["limit"], allow_unofficial=o["allow_unofficial"])  # fmt: skip
+    if source in preparing.NAMES:
+        return preparing.prepare_mnist(o["origin"], out, name=source, resolution=o["resolution"], workers=o["workers"], seed=o["seed"],
+                                       force=o["force"], limit=o["limit"], count=o["count"], allow_unofficial=o["allow_unofficial"])  # fmt: skip
     if source == "mnist-slice":
         return preparing.prepare_slice(out, resolution=o["resolution"], force=o["force"])
     return preparing.prepare_images(source, out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], foreground=o["foreground"],
@@ -117,7 +130,7 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
 
     if not Path(source).exists() and not source.startswith("procedural-"):
         raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a path that does not exist",
-                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist, mnist-slice")  # fmt: skip
+                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist or another in --help")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
     from metasdf.data.meshes import Interrupted, prepare_meshes
@@ -189,7 +202,7 @@ def datasets() -> None:
 @click.option("--split", help="Of this split only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice.")
 def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> None:
-    """Draw a contact sheet of DATA: surfaces, samples, and slices through the signed distance."""
+    """Draw a contact sheet of DATA: the signed distance of images; surfaces, samples and slices of shapes in 3D."""
     from metasdf.data.show import data_set_sheet, png
     from metasdf.data.store import Store
     from metasdf.geometry.io import write_whole
