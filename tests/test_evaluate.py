@@ -17,7 +17,7 @@ from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader
 from metasdf.data.store import Store, StoreWriter
 from metasdf.errors import UsageError
-from metasdf.evaluate import GridErrors, evaluate, grid_errors
+from metasdf.evaluate import GridErrors, evaluate, grid_errors, spread
 from metasdf.experiments import Experiment, experiment
 from metasdf.fields import FieldSpec, Layer, Params
 from metasdf.geometry.image import pixel_grid
@@ -242,8 +242,19 @@ def test_steps_are_told_of_the_first_shapes(store: Store, monkeypatch: pytest.Mo
 
 def test_progress_counts_the_steps_and_all_runs(store: Store) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate(prior(Constant(0.1)), store, runs=2, batch=4, progress=lambda done, total: seen.append((done, total)))
+    evaluate(prior(metasdf()), store, runs=2, batch=4, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 21), (7, 21), (11, 21), (14, 21), (18, 21), (21, 21)]
+
+
+def test_a_method_without_steps_tells_none(store: Store) -> None:
+    seen: list[tuple[int, int]] = []
+    result = evaluate(prior(Constant(0.1)), store, runs=2, batch=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 14), (7, 14), (11, 14), (14, 14)] and result["after_step"] is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, [1, 2, 3, 5, 8]), (9, [1, 2, 3, 5, 8]), (2, [1, 3]), (3, [1, 2, 5]), (1, [1])])
+def test_a_limit_is_spread_over_the_split(limit: int | None, expected: list[int]) -> None:
+    assert spread(np.array([1, 2, 3, 5, 8]), limit).tolist() == expected
 
 
 def test_bad_requests(store: Store) -> None:
