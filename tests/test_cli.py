@@ -25,6 +25,7 @@ from metasdf import prior as priors
 from metasdf import progress, provenance
 from metasdf import train as training
 from metasdf.cli import cli, parse_budget
+from metasdf.experiments import EXPERIMENTS
 from metasdf.devices import pick_device
 from metasdf.errors import InputError, MetaSDFError, TrainingError, UsageError
 from metasdf.progress import TrainingMonitor, duration, reporter
@@ -323,7 +324,7 @@ def complete(typed: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_completion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert complete("metasdf tra", monkeypatch) == ["plain,train"]
     assert complete("metasdf ", monkeypatch) == [f"plain,{name}" for name in sorted(COMMANDS)]
-    assert complete("metasdf train mnist-l", monkeypatch) == ["plain,mnist-levelset", "plain,mnist-levelset-fourier"]
+    assert complete("metasdf train mnist-l", monkeypatch) == [f"plain,{name}" for name in EXPERIMENTS if name.startswith("mnist-l")]
     assert complete("metasdf train mnist-dense --pre", monkeypatch) == ["plain,--preset"]
     assert complete("metasdf train --preset p", monkeypatch) == ["plain,paper"]
     assert complete("metasdf evaluate ./r", monkeypatch)[-1] == "file,./r"
