@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from metasdf.cli.options import parse_budget, path_type
+from metasdf.cli.options import FiniteRange, parse_budget, path_type
 from metasdf.errors import InputError, UsageError
 
 OF_IMAGES = ("resolution", "foreground", "origin", "allow_unofficial")
-OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness", "split", "split_file", "time_limit", "memory", "shard", "engine",
-             "count")  # fmt: skip
+OF_SAMPLING = ("samples", "surface_points", "views", "sign", "hollows", "thickness", "count")
+OF_3D = ("split", "split_file", "time_limit", "memory", "shard", "engine", "retry")
+REFUSED = {"images": (*OF_SAMPLING, *OF_3D), "samples": (*OF_IMAGES, *OF_SAMPLING), "meshes": OF_IMAGES}
 
 
 @click.command()
@@ -24,6 +26,7 @@ OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and the samples.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first images or shapes, to try things out.")
 @click.option("--force", is_flag=True, help="Replace a data set that was prepared differently; shapes that would be the same are taken over.")
+@click.option("--retry", is_flag=True, help="Meshes: try again what failed, or took too long, under the same limits.")
 @click.option("--split", metavar="A/B/C", default="80/10/10", show_default=True, help="Shares of train, val and test in each category.")
 @click.option("--split-file", multiple=True, metavar="[SPLIT=]FILE", help="Splits as DeepSDF's JSON files have them, one for each split.")
 @click.option("--samples", type=click.IntRange(1), default=500_000, show_default=True, help="Meshes: signed distances of each shape.")
@@ -31,9 +34,9 @@ OF_MESHES = ("samples", "surface_points", "views", "sign", "hollows", "thickness
 @click.option("--views", type=click.IntRange(0), default=8, show_default=True, help="Meshes: depth views of each.")
 @click.option("--sign", multiple=True, metavar="[NAME=]METHOD", help="Meshes: auto, winding or visibility, for all or for one shape.")
 @click.option("--hollows", type=click.Choice(["fill", "keep"]), default="fill", show_default=True, help="Meshes: what is enclosed and unseen.")
-@click.option("--thickness", type=click.FloatRange(0), default=0.0, show_default=True, help="Meshes: of sheets, on each side; the shape has size 2.")
+@click.option("--thickness", type=FiniteRange(0), default=0.0, show_default=True, help="Meshes: of sheets, on each side; the shape has size 2.")
 @click.option("--time-limit", callback=parse_budget, default="10m", show_default=True, metavar="TIME", help="Meshes: for one shape.")
-@click.option("--memory", type=click.FloatRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
+@click.option("--memory", type=FiniteRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
 @click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
 @click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100).")
@@ -65,35 +68,48 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
 
         _say_prepared(merge(parts, out, force=options["force"]), out, dropped_said=False)
         return
-    images = source in ("mnist", "mnist-slice") or _holds_images_only(Path(source))
-    given = [name for name in (OF_MESHES if images else OF_IMAGES) if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    if images and "split" in given and source not in ("mnist", "mnist-slice"):
+    kind = _kind(source)
+    given = [name for name in REFUSED[kind] if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    if kind == "images" and "split" in given and source not in ("mnist", "mnist-slice"):
         given.remove("split")
     if given:
-        raise UsageError(f"--{'from' if given[0] == 'origin' else given[0].replace('_', '-')} does not go with {source}",
-                         cause=f"it is for {'meshes' if images else 'images'}", fix="leave it out, or check the source")  # fmt: skip
+        option = "from" if given[0] == "origin" else given[0].replace("_", "-")
+        cause = f"it is for {'images' if given[0] in OF_IMAGES else 'meshes'}"
+        raise UsageError(f"--{option} does not go with {source}", fix="leave it out, or check the source",
+                         cause=cause + ", and these are samples in DeepSDF's layout, taken over as they are" * (kind == "samples"))  # fmt: skip
     if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    store = _prepare_images(source, out, options) if images else _prepare_meshes(source, out, options)
-    _say_prepared(store, out, dropped_said=not images)
+    try:
+        store = _prepare_images(source, out, options) if kind == "images" else _prepare_meshes(source, out, options)
+    except KeyboardInterrupt as stop:
+        if kind == "images":  # nothing is kept of them
+            raise
+        click.echo(str(stop) or "interrupted: shapes that are done are kept; the same command goes on from here", err=True)
+        sys.exit(130)
+    _say_prepared(store, out, dropped_said=kind != "images")
 
 
-def _holds_images_only(path: Path) -> bool:
-    """Images beside meshes are textures. Raises InputError for a folder that holds neither."""
+def _kind(source: str) -> str:
+    """images, samples (in DeepSDF's layout) or meshes; images beside meshes are textures. Raises InputError for a folder that holds none of them."""
     from metasdf.data.deepsdf import is_deepsdf
     from metasdf.data.sources import ZIP_SUFFIXES
     from metasdf.geometry.image import IMAGE_SUFFIXES
     from metasdf.geometry.io import MESH_SUFFIXES
 
-    if str(path).startswith("procedural-"):
-        return False
+    path = Path(source)
+    if source in ("mnist", "mnist-slice"):
+        return "images"
+    if source.startswith("procedural-"):
+        return "meshes"
+    if is_deepsdf(path):
+        return "samples"
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
-    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES}) or is_deepsdf(path)
+    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES})
     if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):
         raise InputError("The folder holds neither meshes nor images", where=path, cause="another folder, or files of other kinds",
                          fix=f"meshes end in {', '.join((*MESH_SUFFIXES, *ZIP_SUFFIXES))}; images in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-    return not meshes and bool(suffixes)
+    return "images" if suffixes and not meshes else "meshes"
 
 
 def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
@@ -120,28 +136,21 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
                          fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist, mnist-slice")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
-    from metasdf.data.meshes import Interrupted, prepare_meshes
+    from metasdf.data.meshes import prepare_meshes
     from metasdf.data.shape import Sampling
     from metasdf.data.splits import SplitFiles
 
-    signs = dict(text.rpartition("=")[::2] for text in o["sign"])
-    for method in signs.values():
-        if method not in ("auto", "winding", "visibility"):
-            raise UsageError(f"There is no sign method {method!r}", fix="--sign auto, winding or visibility; for one shape --sign NAME=METHOD")
+    signs = parse_signs(o["sign"])
     sampling = Sampling(o["samples"], o["surface_points"], o["views"], sign=signs.pop("", "auto"), hollows=o["hollows"], thickness=o["thickness"],
                         seed=o["seed"])  # fmt: skip
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends: ends the workers too
-    try:
-        return prepare_meshes(
-            source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
-            split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
-            limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
-            count=o["count"], force=o["force"], say=lambda text: click.echo(text, err=True),
-        )  # fmt: skip
-    except Interrupted as stop:
-        click.echo(str(stop), err=True)
-        sys.exit(130)
+    return prepare_meshes(
+        source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
+        split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
+        limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
+        count=o["count"], force=o["force"], retry=o["retry"], say=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
 
 
 def _say_prepared(store: Any, out: Path, *, dropped_said: bool) -> None:
@@ -154,10 +163,23 @@ def _say_prepared(store: Any, out: Path, *, dropped_said: bool) -> None:
     shapes = store.meta.get("shapes", [])
     if missing := store.meta.get("missing"):
         click.echo(f"named in the split files, and not found: {len(missing):,}, the first one {missing[0]}")
+    if shapes:
+        _say_sampled(shapes)
     if judged := sorted((facts["agreement"], facts["name"]) for facts in shapes if "agreement" in facts):
         click.echo(f"agreement of two sign methods: median {judged[len(judged) // 2][0]:.2%}, lowest {judged[0][0]:.2%} ({judged[0][1]})")
     if shapes:
         click.echo(f"look at {out / 'review.html'}   or: metasdf datasets show {out} -o sheet.png")
+
+
+def _say_sampled(shapes: list[dict[str, Any]]) -> None:
+    """What is to be known of samples that others have drawn."""
+    from metasdf.data.review import lost_share, with_lost_rows, without_frame
+
+    if lost := with_lost_rows(shapes):
+        worst = ", ".join(f"{facts['name']} ({lost_share(facts):.2%} of its samples)" for facts in lost[:3])
+        click.echo(f"left out, not finite: {sum(facts['dropped_rows'] for facts in lost):,} samples of {len(lost):,} shapes; the worst: {worst}")
+    if unframed := without_frame(shapes):
+        click.echo(f"without NormalizationParameters: {unframed:,} shapes; their own units are not known, and surface points are left out")
 
 
 def parse_shares(text: str) -> tuple[float, float, float]:
@@ -166,6 +188,18 @@ def parse_shares(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise UsageError(f"--split {text} is not three shares", fix="write --split 80/10/10") from None
     return train, val, test
+
+
+def parse_signs(texts: Sequence[str]) -> dict[str, Any]:
+    """Method by name of the shape; "" is all others."""
+    signs: dict[str, Any] = {}
+    fix = "--sign auto, winding or visibility; for one shape --sign NAME=METHOD"
+    for name, _, method in (text.rpartition("=") for text in texts):
+        if method not in ("auto", "winding", "visibility"):
+            raise UsageError(f"There is no sign method {method!r}", fix=fix)
+        if signs.setdefault(name, method) != method:
+            raise UsageError(f"--sign says both {signs[name]} and {method} for {name or 'all shapes'}", fix=fix)
+    return signs
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -192,7 +226,7 @@ def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> No
     """Draw a contact sheet of DATA: surfaces, samples, and slices through the signed distance."""
     from metasdf.data.show import data_set_sheet, png
     from metasdf.data.store import Store
-    from metasdf.geometry.io import write_whole
+    from metasdf.files import write_whole
 
     write_whole(out, png(data_set_sheet(Store.open(data), shapes=shapes, split=split, seed=seed)))
     click.echo(f"written: {out}")
@@ -203,9 +237,16 @@ def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> No
 @click.option("-o", "--out", type=path_type, required=True, help="The folder to write.")
 @click.option("--name", default="metasdf", show_default=True, help="Of the data set, in DeepSDF's layout.")
 def export(data: Path, out: Path, name: str) -> None:
-    """Write DATA in DeepSDF's layout, with its split files, so that DeepSDF's code and its kin can train on it."""
+    """Write DATA in DeepSDF's layout, with its split files, so that DeepSDF's code and its kin can train on it.
+
+    Shapes with samples on one side of the surface only, such as sheets without thickness, are written, but left out of the split files:
+    DeepSDF's loader fails on them.
+    """
     from metasdf.data.export import export_deepsdf
     from metasdf.data.store import Store
 
-    written = export_deepsdf(Store.open(data), out, dataset=name)
-    click.echo(f"{out}: {written:,} shapes")
+    written, one_sided = export_deepsdf(Store.open(data), out, dataset=name)
+    for each in one_sided:
+        click.echo(f"in no split file, since all its samples are on one side of the surface, where DeepSDF's loader fails: {each}", err=True)
+    click.echo(f"{out}: {written:,} shapes" + (f", {len(one_sided):,} of them in no split file; prepared with --thickness 0.01, sheets have an inside"
+                                               if one_sided else ""))
