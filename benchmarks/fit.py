@@ -32,7 +32,7 @@ from metasdf.data.prepare import prepare_slice
 from metasdf.data.store import Store
 from metasdf.fields import field
 from metasdf.geometry.image import mask_from_image, pixel_grid, read_silhouette, sdf_from_mask
-from metasdf.prior import SDF, Prior, load, trajectory
+from metasdf.prior import SDF, Prior, load
 from metasdf.reconstruct import context_for, crop_around, read_observations
 from metasdf.tasks import Observations
 from metasdf.train import PRODUCTS
@@ -163,14 +163,14 @@ def cut(context: Observations, batch: int) -> list[Observations]:
 @torch.no_grad()
 def fit_all(prior: Prior, batches: list[Observations]) -> None:
     for context in batches:
-        trajectory(prior.conditioner, context)
+        prior.conditioner.trajectory(context)
 
 
 @torch.no_grad()
 def context_errors(prior: Prior, contexts: Contexts) -> dict[str, float]:
     errors = []
     for context, truth in zip(cut(contexts.context, 8), contexts.truth.split(8), strict=True):
-        params = trajectory(prior.conditioner, context)[-1]
+        params = prior.conditioner.trajectory(context)[-1]
         s = prior.head.to_sdf(field(params, contexts.grid.expand(len(truth), -1, -1), prior.conditioner.spec))
         errors.append((s - truth).double())
     e = torch.cat(errors)

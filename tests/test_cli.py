@@ -259,7 +259,10 @@ ERRORS: dict[str, tuple[int, list[str], str]] = {
     "a file above a run": (2, ["train", "mnist-dense", "--data", D, "--run", "{file}/run", *TINY], "cannot write config.json"),
     "unknown prior to start from": (2, ["train", "mnist-dense", *ON, *TINY, "--init", "nobody"], "there is no prior 'nobody'"),
     "unknown source": (2, ["prepare", "nothing", "-o", "{tmp}/d"], "there is no source 'nothing'"),
-    "--from without mnist": (2, ["prepare", "mnist-slice", "--from", "{tmp}", "-o", "{tmp}/d"], "--from says where the MNIST files are"),
+    "--from without mnist": (2, ["prepare", "mnist-slice", "--from", "{tmp}", "-o", "{tmp}/d"], "--from does not go with mnist-slice"),
+    "an option of meshes": (2, ["prepare", "mnist-triple", "--samples", "9", "-o", "{tmp}/d"], "--samples does not go with mnist-triple"),
+    "an option of silhouettes": (2, ["prepare", "mnist", "--foreground", "dark", "-o", "{tmp}/d"], "it is for folders of images"),
+    "a count of silhouettes": (2, ["prepare", "mnist-slice", "--count", "9", "-o", "{tmp}/d"], "it is for MNIST and meshes"),
     "folder without images": (1, ["prepare", "{tmp}", "-o", "{tmp}/d"], "The folder holds neither meshes nor images"),
     "another data set there": (2, ["prepare", "mnist-slice", "-o", D, "--resolution", "30"], "Another data set is already there"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasdf.errors import UsageError
-from metasdf.experiments import EXPERIMENTS, PRESETS, Experiment, TrainConfig, experiment, from_dict, override, to_dict
+from metasdf.experiments import EXPERIMENTS, METHODS, PRESETS, Experiment, TrainConfig, experiment, from_dict, override, to_dict
 
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 every_preset = pytest.mark.parametrize("preset", PRESETS)
@@ -21,17 +21,32 @@ every_preset = pytest.mark.parametrize("preset", PRESETS)
 def test_the_paper_preset_is_the_supplement(name: str) -> None:
     """Supplement 2.2.2 and 2.2.4; that the optimiser is Adam is seen in test_train."""
     e = experiment(name, preset="paper")
-    points = {"mnist-dense": 1024, "mnist-levelset": 512}[name]
+    context, _, method = name.removeprefix("mnist-").partition("-")
+    points = {"dense": 1024, "levelset": 512}[context]
     assert (e.n_context, e.n_test) == (points, points)
     assert e.n_query == 1024
-    assert e.context == name.removeprefix("mnist-")
-    assert (e.train.batch, e.train.lr, e.train.epochs) == (32, 1e-4, 50)
+    assert e.context == context
+    assert (e.train.batch, e.train.lr, e.train.epochs) == (32, 1e-4, 150 if method in ("concat", "hyper") else 50)
+    assert e.train.shapes is None and e.train.lr_codes is None
     assert (e.train.schedule, e.train.warmup, e.train.clip, e.train.ema, e.train.lr_rates) == ("constant", 0, None, 0.0, None)
     assert (e.train.order, e.train.products) == ("second", "float32")
     assert (e.inner.steps, e.inner.init_rate, e.inner.rates, e.inner.constraint) == (5, 0.1, "parameter", "free")
     assert (e.inner_norm, e.outer_norm) == ("squared", "squared")
-    assert (e.field.width, len(e.field.shapes), e.field.n_params) == (256, 4, 132_609)
-    assert (e.field.in_dim, e.field.out_dim, e.field.activation, e.field.frequencies, e.field.init) == (2, 1, "relu", 0, "standard")
+    fourier = method == "fourier"  # our variant: no more parameters than the paper's network
+    assert (e.field.width, len(e.field.shapes), e.field.n_params) == ((253, 4, 132_573) if fourier else (256, 4, 132_609))
+    assert (e.field.in_dim, e.field.out_dim, e.field.activation, e.field.init) == (2, 1, "relu", "standard")
+    assert e.field.frequencies == (3 if fourier else 0)
+
+
+def test_the_methods_are_the_supplements() -> None:
+    """Supplement 2.1 (set encoders of 4 and 9 layers) and 2.2.2 (256 units; the code at the input and the third layer; hypernetworks of three
+    layers)."""
+    e = {name: experiment(f"mnist-dense-{name}", preset="paper").method for name in METHODS}
+    assert [(m.kind, m.decoder) for m in e.values()] == [
+        ("encoder", "bias"), ("encoder", "bias"), ("codes", "bias"), ("codes", "full"), ("latent", "bias")
+    ]  # fmt: skip
+    assert [(e[name].encoder.layers, e[name].encoder.width) for name in ("cnp4", "cnp9")] == [(4, 256), (9, 256)]
+    assert all(m.bias.layers == (0, 2) for m in e.values()) and (e["hyper"].full.layers, e["hyper"].full.width) == (3, 256)
 
 
 @every_experiment
@@ -45,7 +60,8 @@ def test_the_cpu_preset_keeps_network_and_test(name: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match="there is no experiment 'mnist'") as caught:
         experiment("mnist")
-    assert caught.value.fix == "one of: mnist-dense, mnist-levelset"
+    assert caught.value.fix == f"one of: {', '.join(EXPERIMENTS)}"
+    assert {"mnist-dense", "mnist-levelset", "mnist-dense-cnp9", "mnist-levelset-fourier"} < EXPERIMENTS.keys()
     with pytest.raises(UsageError, match="there is no preset 'fast'") as caught:
         experiment("mnist-dense", preset="fast")
     assert caught.value.fix == "one of: paper, cpu"

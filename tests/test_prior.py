@@ -18,7 +18,7 @@ from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment
 from metasdf.fields import FieldSpec, Params, field
 from metasdf.geometry.frame import Frame
-from metasdf.prior import MAX_CONTEXT, Prior, build_conditioner, load, load_sdf, trajectory
+from metasdf.prior import MAX_CONTEXT, Prior, build_conditioner, load, load_sdf
 from metasdf.tasks import Observations
 
 
@@ -107,9 +107,10 @@ def test_a_method_without_steps() -> None:
         def forward(self, context: Observations) -> Params:
             return ()
 
-    assert trajectory(Constant(), Observations(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1))) == [()]
+    context = Observations(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1))
+    assert Constant().trajectory(context) == [()] and Constant().inner_steps is None
     with pytest.raises(UsageError, match="no inner steps"):
-        trajectory(Constant(), Observations(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1)), steps=3)
+        Constant().trajectory(context, steps=3)
 
 
 def test_a_list_is_fitted_as_one_by_one() -> None:

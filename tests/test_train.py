@@ -94,6 +94,8 @@ def tiny(rule: str = "dense", *, preset: str = "cpu", field: dict[str, Any] | No
         e, n_context=30, n_query=30, n_test=30,
         field=replace(e.field, **{"width": 16, "hidden_layers": 1, **(field or {})}),
         inner=replace(e.inner, steps=2),
+        method=replace(e.method, code_dim=16, encoder=replace(e.method.encoder, width=16), full=replace(e.method.full, width=16),
+                       codes=replace(e.method.codes, steps=5)),
         train=replace(e.train, **{"batch": BATCH, "warmup": 2, "ema": 0.9, **train} if preset == "cpu" else {"batch": BATCH, **train}),
     )  # fmt: skip
 
@@ -178,6 +180,10 @@ VARIANTS: dict[str, Experiment] = {
     "sine": tiny(field={"activation": "sine", "init": "standard", "w0": 10.0}, products="float32"),
     "annealed": tiny(order="anneal", anneal=1.0),
     "adam": tiny(optimiser="adam"),
+    "cnp4": tiny("dense-cnp4"),
+    "concat": tiny("dense-concat", shapes=20),
+    "hyper": tiny("levelset-hyper"),
+    "latent": tiny("levelset-latent"),
 }
 
 
@@ -732,7 +738,7 @@ def test_learning_rates_follow_warmup_and_cosine(store: Store, tmp_path: Path) -
 def test_the_paper_trains_all_parameters_by_adam_at_one_rate(store: Store, tmp_path: Path) -> None:
     """Adam with its own defaults: the first step moves every parameter that has a gradient by the learning rate."""
     ours = trainer(tmp_path, store, tiny(preset="paper"))
-    assert type(ours.optimiser) is torch.optim.Adam and ours.ema is None
+    assert ours.ema is None and not any(g.get("orthogonal") or g.get("rows") for g in ours.optimiser.param_groups)
     assert {(g["base_lr"], g["betas"], g["eps"], g["weight_decay"], g["amsgrad"]) for g in ours.optimiser.param_groups} == {
         (1e-4, (0.9, 0.999), 1e-8, 0, False)
     }
@@ -863,7 +869,7 @@ def test_curvature_can_begin_from_a_prior_without(store: Store, tmp_path: Path) 
         for a, b in zip(ours.model(context), prior.conditioner(context), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # to rounding
     ours.fit()
-    with pytest.raises(UsageError, match="other layers or rates"):
+    with pytest.raises(UsageError, match="layers or rates than this experiment"):
         trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
@@ -876,12 +882,33 @@ def test_fourier_features_can_begin_from_a_prior_without(store: Store, tmp_path:
     x = ours.loader.batch(0).context.x
     torch.testing.assert_close(field(ours.model.theta, x, more.field), field(prior.conditioner.theta, x, plain.field), rtol=1e-5, atol=1e-6)
     ours.fit()
-    with pytest.raises(UsageError, match="other layers or rates"):  # the other way round would forget something
+    with pytest.raises(UsageError, match="layers or rates than this experiment"):  # the other way round would forget something
         trainer(tmp_path / "other", store, plain, init=load(tmp_path / "run"))
 
 
+def test_a_narrower_field_begins_with_the_units_that_count(store: Store, tmp_path: Path) -> None:
+    """Units that are off everywhere in the domain go first, and nothing changes by that: not even what adaptation makes of a shape."""
+    e = tiny()
+    trainer(tmp_path / "wide", store, e).fit()
+    prior = load(tmp_path / "wide")
+    model, dead = prior.conditioner, 2
+    assert isinstance(model, MetaSDF)
+    with torch.no_grad():
+        for layer in model.theta[:-1]:  # hidden layers
+            layer.weight[[1, 5]], layer.bias[[1, 5]] = 0.0, -1.0
+    narrow = replace(e, field=replace(e.field, width=e.field.width - dead))
+    ours = trainer(tmp_path / "narrow", store, narrow, init=prior)
+    context = ours.loader.batch(0).context
+    with torch.no_grad(), ours.averaged():
+        for step, (phi, psi) in enumerate(zip(ours.model.trajectory(context), model.trajectory(context), strict=True)):
+            mine, theirs = field(phi, context.x, narrow.field), field(psi, context.x, e.field)
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=lambda text, step=step: f"step {step}: {text}")
+    ours.fit()
+
+
 MISMATCHES: dict[str, Experiment] = {
-    "width": replace(tiny(), field=replace(tiny().field, width=17)),
+    "width": replace(tiny(), field=replace(tiny().field, width=17)),  # a narrower one could be had
+    "method": tiny("dense-cnp4"),
     "rates": replace(tiny(), inner=replace(tiny().inner, rates="step")),
     "steps": replace(tiny(), inner=replace(tiny().inner, steps=3)),
     "softplus": replace(tiny(), inner=replace(tiny().inner, constraint="softplus")),  # the same shapes, another meaning
@@ -891,7 +918,7 @@ MISMATCHES: dict[str, Experiment] = {
 
 @pytest.mark.parametrize("case", MISMATCHES)
 def test_a_prior_of_another_form_is_refused(finished: Path, store: Store, tmp_path: Path, case: str) -> None:
-    with pytest.raises(UsageError, match="--init has other layers or rates than this experiment") as caught:
+    with pytest.raises(UsageError, match="layers or rates than this experiment") as caught:
         trainer(tmp_path / "run", store, MISMATCHES[case], init=load(finished))
     assert caught.value.where == "mnist-dense" and caught.value.fix
 

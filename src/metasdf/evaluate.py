@@ -15,7 +15,7 @@ from metasdf.data.loader import Loader
 from metasdf.data.store import Store
 from metasdf.fields import field
 from metasdf.heads import Head
-from metasdf.prior import Prior, trajectory
+from metasdf.prior import Prior
 from metasdf.progress import Report, reporter
 from metasdf.provenance import commit, hardware
 from metasdf.tasks import ContextRule
@@ -53,7 +53,7 @@ def grid_errors(
         truth = torch.from_numpy(np.stack([loader.shapes[int(i)].s for i in part])).to(device)
         x = grid.expand(len(part), -1, -1)
         errors = []
-        for params in trajectory(model, context, steps=steps)[0 if every_step else -1 :]:
+        for params in model.trajectory(context, steps=steps)[0 if every_step else -1 :]:
             s = head.to_sdf(field(params, x, model.spec))
             e = (s - truth).double()
             errors.append(torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100)))
@@ -71,7 +71,7 @@ DEFINITION = {
     "mse": "mean over shapes of the mean over all grid points of (sdf - truth)^2; the paper's column headed l1-error",
     "mae": "mean over shapes of the mean over all grid points of |sdf - truth|",
     "misclassified": "percent of grid points whose sign is wrong",
-    "after_step": "the same after each inner step, from the initialisation on, for the first n shapes in the first run",
+    "after_step": "the same after each inner step, from the initialisation on, for the first n shapes in the first run; null without such steps",
     "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median over shapes); batched, per shape in one batch",
 }
 
@@ -88,9 +88,9 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     e = prior.experiment
-    indices = store.split(split)[:limit]
+    indices = spread(store.split(split), limit)
     model = prior.to(device).conditioner
-    stepwise = indices[:STEPWISE]
+    stepwise = indices[: STEPWISE if model.inner_steps else 0]
     total = len(stepwise) + runs * len(indices)
 
     def errors_of(shapes: NDArray[np.int64], run: int, *, done: int, every_step: bool) -> GridErrors:
@@ -98,7 +98,7 @@ def evaluate(
                            steps=steps, every_step=every_step, report=lambda own, _: report(done + own, total))  # fmt: skip
 
     with reporter(progress, total, "evaluating") as report:
-        by_step = errors_of(stepwise, 0, done=0, every_step=True)
+        by_step = errors_of(stepwise, 0, done=0, every_step=True) if len(stepwise) else None
         results = [errors_of(indices, run, done=len(stepwise) + run * len(indices), every_step=False) for run in range(runs)]
     names = ("mse", "mae", "misclassified")
     last = {name: np.array([getattr(r, name)[-1] for r in results]) for name in names}  # (runs,)
@@ -110,11 +110,17 @@ def evaluate(
     return {
         "prior": prior.name, "preset": e.preset, "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split,
         "n": min(r.n for r in results), "failed": max(r.failed for r in results), "metrics": metrics,
-        "after_step": {name: getattr(by_step, name) for name in names} | {"n": by_step.n},
+        "after_step": {name: getattr(by_step, name) for name in names} | {"n": by_step.n} if by_step else None,
         "fit_ms": fit_times(prior, store, indices, batch=batch, seed=seed, steps=steps, device=device),
         "context": {"rule": e.context, "points": e.n_test}, "runs": runs, "seed": seed, "definition": DEFINITION,
         "commit": commit(), "hardware": hardware(device), "training": prior.card.get("training", {}),
     }  # fmt: skip
+
+
+def spread(indices: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the shapes, evenly over the whole split: neighbours are often alike."""
+    n = len(indices)
+    return indices if limit is None or limit >= n else indices[np.arange(limit) * n // limit]
 
 
 @torch.no_grad()
@@ -128,7 +134,7 @@ def fit_times(
     def milliseconds(shapes: NDArray[np.int64]) -> float:
         context = loader.tasks(shapes).context.to(device)
         start = time.perf_counter()
-        trajectory(prior.conditioner, context, steps=steps)
+        prior.conditioner.trajectory(context, steps=steps)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) * 1e3 / len(shapes)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from dataclasses import field as setting
+from functools import partial
 from typing import Any, Literal
 
+from metasdf.conditioning.codes import AutoDecoderConfig
+from metasdf.conditioning.encoders import SetEncoderConfig
+from metasdf.conditioning.hypernetwork import BiasHypernetworkConfig, HypernetworkConfig
 from metasdf.conditioning.inner_loop import InnerLoopConfig
+from metasdf.conditioning.latent import LatentLoopConfig
 from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec
 from metasdf.tasks import ContextRule
@@ -25,6 +30,8 @@ class TrainConfig:
     lr_muon: float = 1e-2  # learning rate of the weights that Muon takes
     lr_rates: float | None = None  # learning rate of the inner rates alpha; None: the same
     lr_curvature: float = 1e-2  # learning rate of the curvature matrices that Muon takes
+    lr_codes: float | None = None  # learning rate of an auto-decoder's codes; None: the same
+    shapes: int | None = None  # training shapes used, drawn by the seed; None: the whole split
     schedule: Literal["constant", "cosine"] = "constant"  # cosine decays to the end of the budget or of the epochs
     warmup: int = 0  # steps over which the learning rate rises linearly
     clip: float | None = None  # norm of the whole gradient
@@ -43,6 +50,8 @@ class TrainConfig:
             ("lr_muon", 0 < self.lr_muon <= 1000, "above 0 and at most 1000"),
             ("lr_curvature", 0 < self.lr_curvature <= 1000, "above 0 and at most 1000"),
             ("lr_rates", self.lr_rates is None or 0 <= self.lr_rates <= 1000, "none, or between 0 and 1000"),
+            ("lr_codes", self.lr_codes is None or 0 <= self.lr_codes <= 1000, "none, or between 0 and 1000"),
+            ("shapes", self.shapes is None or self.shapes >= 1, "none, or at least 1"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("clip", self.clip is None or self.clip > 0, "none, or above 0"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
@@ -56,6 +65,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MethodConfig:
+    """Which conditioner, and its parts; those that the kind does not have are not used. MetaSDF's own part is `Experiment.inner`."""
+
+    kind: Literal["metasdf", "encoder", "codes", "latent"] = "metasdf"  # encoder: conditional neural process; codes: auto-decoder
+    decoder: Literal["bias", "full"] = "bias"  # of a code: concatenation, or a hypernetwork for all parameters
+    code_dim: int = 256  # not published for 2D; "256 hidden units" in all models
+    encoder: SetEncoderConfig = setting(default_factory=SetEncoderConfig)
+    bias: BiasHypernetworkConfig = setting(default_factory=BiasHypernetworkConfig)
+    full: HypernetworkConfig = setting(default_factory=HypernetworkConfig)
+    codes: AutoDecoderConfig = setting(default_factory=AutoDecoderConfig)
+    latent: LatentLoopConfig = setting(default_factory=LatentLoopConfig)
+
+    def __post_init__(self) -> None:
+        if self.code_dim < 1:
+            raise ValueError(f"MethodConfig.code_dim must be at least 1, got {self.code_dim}")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A prior to be learned: data rule, field, conditioner, losses and training."""
 
@@ -66,6 +93,7 @@ class Experiment:
     n_query: int
     n_test: int  # context points at test time, whatever training used
     field: FieldSpec = setting(default_factory=FieldSpec)
+    method: MethodConfig = setting(default_factory=MethodConfig)
     inner: InnerLoopConfig = setting(default_factory=InnerLoopConfig)
     inner_norm: Literal["l1", "squared"] = "squared"
     outer_norm: Literal["l1", "squared"] = "squared"
@@ -97,42 +125,73 @@ def with_fourier(experiment: Experiment, *, frequencies: int = 3, width: int = 2
     return replace(experiment, name=f"{experiment.name}-fourier", field=replace(experiment.field, frequencies=frequencies, width=width))
 
 
-def mnist_dense_fourier() -> Experiment:
-    """mnist-dense with Fourier features at no more parameters."""
-    return with_fourier(mnist_dense())
+METHODS = {
+    "cnp4": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=4)),
+    "cnp9": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=9)),
+    "concat": MethodConfig(kind="codes", decoder="bias"),
+    "hyper": MethodConfig(kind="codes", decoder="full"),
+    "latent": MethodConfig(kind="latent", decoder="bias"),  # not of the paper: as in Functa and COIN++
+}
 
 
-def mnist_levelset_fourier() -> Experiment:
-    """mnist-levelset with Fourier features at no more parameters."""
-    return with_fourier(mnist_levelset())
+def with_method(experiment: Experiment, name: str) -> Experiment:
+    """The same experiment by another method: conditional neural process with a set encoder of 4 or 9 layers, auto-decoder with concatenation
+    or with a hypernetwork (supplement 2.1 and 2.2.2), inner loop on a code.
+
+    Auto-decoders train for 150 epochs, the others for 50 (2.2.4). In training they see the query alone: their level-set experiment differs
+    from the dense one in what a new code is fitted to.
+    """
+    method = METHODS[name]
+    epochs = 150 if method.kind == "codes" else experiment.train.epochs
+    return replace(experiment, name=f"{experiment.name}-{name}", method=method, train=replace(experiment.train, epochs=epochs))
 
 
 def cpu_preset(experiment: Experiment) -> Experiment:
     """The same network and data, fitted to a wall-clock budget on a CPU: fewer shapes and points a step, larger and decaying learning rates.
 
-    Departures from the paper, each measured at equal cost (results/recipes): Muon for the hidden weights; 4 shapes a step; rates per step
-    too, learned thirty times faster than theta, starting at 0.01 since biases spread over the domain make 0.1 diverge (0.002 with Fourier
-    features); curvature beside the rates; l1 outside; averaged weights.
+    Departures from the paper, for MetaSDF each measured at equal cost (results/recipes). For all methods: Muon for the hidden weights, l1
+    outside, averaged weights, bfloat16 products, biases spread over the domain.
     """
-    return replace(
+    common = replace(
         experiment,
         preset="cpu",
         n_context=512 if experiment.context == "dense" else 256,  # a digit has some 230 contour points: more only repeat them
         n_query=512,
         field=replace(experiment.field, init="spread"),
-        inner=replace(
-            experiment.inner, rates="parameter_step", init_rate=0.002 if experiment.field.frequencies else 0.01, constraint="clip",
-            curvature="kronecker",
-        ),
         outer_norm="l1",
-        train=replace(
-            experiment.train, batch=4, optimiser="muon", lr=2e-3, lr_muon=1e-2, lr_rates=6e-2, lr_curvature=3e-2, schedule="cosine", warmup=20,
-            clip=1.0, ema=0.998, products="bfloat16",
-        ),
+        train=replace(experiment.train, optimiser="muon", schedule="cosine", warmup=20, clip=1.0, ema=0.998, products="bfloat16"),
+    )
+    return _cpu_metasdf(common) if experiment.method.kind == "metasdf" else _cpu_codes(common)
+
+
+def _cpu_metasdf(e: Experiment) -> Experiment:
+    """4 shapes a step; rates per step too, learned thirty times faster than theta, starting at 0.01 since biases spread over the domain make
+    0.1 diverge (0.002 with Fourier features); curvature beside the rates."""
+    init_rate = 0.002 if e.field.frequencies else 0.01
+    return replace(
+        e,
+        inner=replace(e.inner, rates="parameter_step", init_rate=init_rate, constraint="clip", curvature="kronecker"),
+        train=replace(e.train, batch=4, lr=2e-3, lr_muon=1e-2, lr_rates=6e-2, lr_curvature=3e-2),
     )
 
 
-EXPERIMENTS = {e().name: e for e in (mnist_dense, mnist_levelset, mnist_dense_fourier, mnist_levelset_fourier)}
+def _cpu_codes(e: Experiment) -> Experiment:
+    """Methods that go through a code: see results/baselines for what was tried."""
+    return replace(e, train=replace(e.train, batch=16, lr=1e-3, lr_muon=1e-2, lr_codes=1e-2))
+
+
+def _published(context: Callable[[], Experiment]) -> dict[str, Callable[[], Experiment]]:
+    """An experiment, its variant with Fourier features, and the same by every other method."""
+    name = context().name
+    others = {f"{name}-{method}": partial(_by, method, context) for method in METHODS}
+    return {name: context, f"{name}-fourier": lambda: with_fourier(context()), **others}
+
+
+def _by(method: str, context: Callable[[], Experiment]) -> Experiment:
+    return with_method(context(), method)
+
+
+EXPERIMENTS = _published(mnist_dense) | _published(mnist_levelset)
 PRESETS = {"paper": lambda experiment: experiment, "cpu": cpu_preset}
 
 
@@ -146,7 +205,8 @@ def experiment(name: str, *, preset: str = "cpu") -> Experiment:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    return asdict(config)
+    """Nested dictionaries, as JSON would give them back: with lists for tuples."""
+    return asdict(config, dict_factory=lambda items: {key: list(value) if isinstance(value, tuple) else value for key, value in items})
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
@@ -160,13 +220,21 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         if not is_dataclass(hints[name]) and not _is_a(hints[name], value):
             raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}")
-    return cls(**{name: from_dict(hints[name], value) if is_dataclass(hints[name]) else value for name, value in values.items()})
+    return cls(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_dict(hint, value)
+    return tuple(value) if typing.get_origin(hint) is tuple else value  # JSON has lists alone
 
 
 def _is_a(hint: Any, value: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return value in typing.get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_is_a(typing.get_args(hint)[0], each) for each in value)
     if origin in (types.UnionType, typing.Union):
         return any(_is_a(arg, value) for arg in typing.get_args(hint))
     if hint is bool or isinstance(value, bool):
@@ -213,6 +281,8 @@ def _parse(hint: Any, text: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError("it must be true or false")
         return text.lower() == "true"
+    if origin is tuple:
+        return tuple(_parse(typing.get_args(hint)[0], part) for part in text.strip("()[]").split(","))
     if hint in (int, float, str):
         return hint(text)
     raise ValueError("it is a group of fields: set them one by one, for example train.lr=3e-4")

@@ -13,7 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from metasdf.checkpoint import load_state, save_state
-from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.base import Conditioner, Decoder, EncodeDecode
+from metasdf.conditioning.codes import AutoDecoder
+from metasdf.conditioning.encoders import SetEncoder
+from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork
+from metasdf.conditioning.latent import LatentLoop
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
@@ -27,8 +31,21 @@ MNIST_EXTENT = 20 / 28  # MNIST scales each digit so that its longer side is 20 
 MAX_CONTEXT = 50_000  # more observations than this are subsampled: nothing is gained by them in five steps
 
 
-def build_conditioner(experiment: Experiment, *, generator: torch.Generator | None = None) -> Conditioner:
-    return MetaSDF(experiment.field, experiment.inner, head=Distance(experiment.inner_norm), generator=generator)
+def build_conditioner(experiment: Experiment, *, n_tasks: int = 0, generator: torch.Generator | None = None) -> Conditioner:
+    """The conditioner of an experiment, fresh. n_tasks: codes for so many training shapes, where the method has codes."""
+    m, spec, head = experiment.method, experiment.field, Distance(experiment.inner_norm)
+    if m.kind == "metasdf":
+        return MetaSDF(spec, experiment.inner, head=head, generator=generator)
+    decoder: Decoder
+    if m.decoder == "bias":
+        decoder = BiasHypernetwork(spec, m.bias, code_dim=m.code_dim, generator=generator)
+    else:
+        decoder = Hypernetwork(spec, m.full, code_dim=m.code_dim, generator=generator)
+    if m.kind == "encoder":
+        return EncodeDecode(SetEncoder(spec.in_dim, m.encoder, code_dim=m.code_dim, generator=generator), decoder)
+    if m.kind == "codes":
+        return AutoDecoder(decoder, m.codes, n_tasks=n_tasks, head=head, generator=generator)
+    return LatentLoop(decoder, m.latent, head=head)
 
 
 class Prior(nn.Module):
@@ -136,20 +153,11 @@ class Prior(nn.Module):
         for group in sizes.values():
             context = Observations(*(torch.from_numpy(np.stack([observed[i][k] for i in group])).to(first) for k in (1, 2)))
             with torch.no_grad():
-                path = trajectory(self.conditioner, context, steps=steps)
+                path = self.conditioner.trajectory(context, steps=steps)
             for row, i in enumerate(group):
                 own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in path]
                 sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i][0], prior=self.name)
         return [sdf for sdf in sdfs if sdf is not None]
-
-
-def trajectory(conditioner: Conditioner, context: Observations, *, steps: int | None = None) -> list[Params]:
-    """Parameters before and after each step for methods that step, and the result alone for those that do not."""
-    if isinstance(conditioner, MetaSDF):
-        return conditioner.trajectory(context, steps=steps)
-    if steps is not None:
-        raise UsageError(f"{type(conditioner).__name__} has no inner steps", fix="leave steps out")
-    return [conditioner(context)]
 
 
 class SDF:

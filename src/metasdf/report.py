@@ -30,7 +30,6 @@ from metasdf.fields import field
 from metasdf.files import write_whole
 from metasdf.geometry.image import contour_lines
 from metasdf.heads import Distance
-from metasdf.prior import trajectory
 
 FloatArray = NDArray[np.floating]
 
@@ -75,7 +74,7 @@ def fit_steps(
     context = loader.tasks(indices).context
     head, side = Distance(experiment.outer_norm), loader.shapes.resolution
     x = torch.from_numpy(loader.shapes.grid).to(device).expand(len(indices), -1, -1)
-    path = trajectory(model, context.to(device))
+    path = model.trajectory(context.to(device))
     fields = torch.stack([head.to_sdf(field(params, x, model.spec)) for params in path], 1).cpu().numpy().reshape(len(indices), len(path), side, side)
     return [
         Steps(context.x[k].numpy(), context.y[k, :, 0].numpy(), fields[k], loader.shapes[int(i)].s.reshape(side, side),

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metasdf.checkpoint import load_state, plain, save_state, write_json
@@ -29,14 +31,16 @@ from metasdf.experiments import Experiment, to_dict
 from metasdf.fields import field
 from metasdf.heads import Distance, Head
 from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
-from metasdf.optim import Muon
+from metasdf.optim import GroupedAdam
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
+from metasdf.transfer import CODES, load_into
 
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
+MAX_ASPECT = 4  # nor are those that give so many times more outputs: a hypernetwork's last layer
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
 MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint")  # of a run's configuration: how long, and how it goes through memory
-NEW_INPUTS = ("_theta.0", "rates.raw.0", "curvature.right.0")  # tensors whose size is that of the field's inputs
+SUBSET = 2  # what a random stream is for, beside the loader's: the shapes of a smaller training set
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -129,19 +133,20 @@ class Trainer:
     def __post_init__(self) -> None:
         e = self.experiment
         self.loader = Loader(
-            self.store, indices=self.store.split("train"), rule=e.context, n_context=e.n_context, n_query=e.n_query,
+            self.store, indices=training_shapes(self.store, e), rule=e.context, n_context=e.n_context, n_query=e.n_query,
             batch=e.train.batch, seed=e.train.seed, rank=self.group.rank, ranks=self.group.size,
         )
         _check_fits(e, self.loader)
-        self.model = build_conditioner(e, generator=torch.Generator().manual_seed(e.train.seed))
+        n_tasks = int(self.loader.indices.max()) + 1
+        self.model = build_conditioner(e, n_tasks=n_tasks, generator=torch.Generator().manual_seed(e.train.seed))
         if self.init is not None:
-            _load_into(self.model, self.init, e)
+            load_into(self.model, self.init, e)
         self.model.to(self.device)
         self.head = Distance(e.outer_norm)
         self.products = PRODUCTS[e.train.products]
-        self._set_products(self.products)
-        self.optimiser = (Muon if e.train.optimiser == "muon" else torch.optim.Adam)(_parameter_groups(self.model, e), lr=e.train.lr)
-        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()} if e.train.ema else None
+        self.model.products = self.products
+        self.optimiser = GroupedAdam(_parameter_groups(self.model, e), lr=e.train.lr)
+        self.ema = {name: p.detach().clone() for name, p in self._lasting()} if e.train.ema else None
         self.step = 0
         self.bad_steps = 0  # in a row
         self.elapsed = 0.0
@@ -212,13 +217,13 @@ class Trainer:
         factor = schedule(t.schedule, progress) * min(1.0, (self.step + 1) / t.warmup if t.warmup else 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
-        if isinstance(self.model, MetaSDF):
-            self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
+        self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
         batch = self.loader.batch(self.step).to(self.device)
         self.optimiser.zero_grad(set_to_none=True)
         loss = meta_gradient(self.model, self.head, batch, products=self.products, at_once=self.at_once, of=self.loader.batch_size)
-        self.group.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip or math.inf)
+        if self.group.size > 1:
+            self._sum_gradients(loss)
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._lasting()], t.clip or math.inf)
         value = float(loss)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             self._skip(value)
@@ -234,9 +239,19 @@ class Trainer:
         if self.ema is not None:
             decay = min(t.ema, (1 + self.step) / (10 + self.step))  # short memory at first, so that the average leaves the start soon
             with torch.no_grad():
-                for name, p in self.model.named_parameters():
+                for name, p in self._lasting():
                     self.ema[name].lerp_(p, 1.0 - decay)
         return value
+
+    def _lasting(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters by name, without the codes of training shapes: no prior keeps those, and no batch sees more than a few."""
+        return ((name, p) for name, p in self.model.named_parameters() if name != CODES)
+
+    def _sum_gradients(self, loss: Tensor) -> None:
+        for p in self.model.parameters():
+            if p.grad is not None and p.grad.is_sparse:  # each process has the rows of its own tasks
+                p.grad = p.grad.to_dense()
+        self.group.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
 
     def _skip(self, loss: float) -> None:
         """A batch on which the inner loop diverged is left out; a row of them ends the training; the last checkpoint is kept."""
@@ -267,22 +282,23 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """The model with its averaged weights and full-precision products, as it will be used."""
         current = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self._set_products(None)
+        self.model.products = None
         try:
             self._assign(self.ema or current)
             yield
         finally:
             self._assign(current)
-            self._set_products(self.products)
+            self.model.products = self.products
 
     def validate(self) -> dict[str, float]:
-        """MSE and MAE over all grid points of the first `validation_shapes` validation shapes."""
+        """MSE and MAE over all grid points of the first `validation_shapes` validation shapes; a tenth of them where codes must be fitted."""
         from metasdf.evaluate import grid_errors
 
         split = "val" if len(self.store.splits.get("val", ())) else "train"
+        shapes = math.ceil(self.validation_shapes / (10 if self.experiment.method.kind == "codes" else 1))
         with self.averaged():
             errors = grid_errors(
-                self.model, self.head, self.store, indices=self.store.splits[split][: self.validation_shapes], rule=self.experiment.context,
+                self.model, self.head, self.store, indices=self.store.splits[split][:shapes], rule=self.experiment.context,
                 n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device, every_step=False,
             )  # fmt: skip
             if self.pictures:
@@ -322,7 +338,7 @@ class Trainer:
 
     def export(self, validation: dict[str, float] | None = None) -> Prior:
         model = build_conditioner(self.experiment)
-        weights: dict[str, Tensor] = self.ema or dict(self.model.named_parameters())
+        weights: dict[str, Tensor] = self.ema or dict(self._lasting())
         model.load_state_dict({name: p.detach().cpu() for name, p in weights.items()})
         meta = self.store.meta
         init = self.init.card.get("training", {}) | {"prior": self.init.name} if self.init else None
@@ -368,7 +384,7 @@ class Trainer:
         )
         self.step, self.bad_steps, self._saved = int(step), int(bad_steps), bool(saved)
         if moments and not self.group.main:
-            self._set_moments(self._no_moments())
+            self._set_moments(self.optimiser.fresh_state())
         self._share()
 
     def _share(self) -> None:
@@ -378,14 +394,14 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         try:
             names = [name for name, _ in self.model.named_parameters()]
-            expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in names if self.ema is not None}
+            expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in self.ema or ()}
             if any(name.startswith("optimiser.") for name in tensors):  # none before the first step
-                expected |= {f"optimiser.{i}.{key}" for i, keys in self._no_moments().items() for key in keys}
+                expected |= {f"optimiser.{i}.{key}" for i, keys in self.optimiser.fresh_state().items() for key in keys}
             if tensors.keys() != expected:
                 raise ValueError(f"missing or unknown: {', '.join(sorted(tensors.keys() ^ expected)[:5])}")
             self._assign({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
             if self.ema is not None:
-                self.ema = {name: tensors[f"ema.{name}"].to(self.device) for name, _ in self.model.named_parameters()}
+                self.ema = {name: tensors[f"ema.{name}"].to(self.device) for name in self.ema}
             moments: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
                 if name.startswith("optimiser."):
@@ -401,24 +417,16 @@ class Trainer:
     def _set_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
-    def _no_moments(self) -> dict[int, dict[str, Tensor]]:
-        """What the optimiser remembers of each parameter, by its number: names and shapes, with zeros."""
-        names = {True: ("momentum",), False: ("exp_avg", "exp_avg_sq")}
-        own = [(p, names[group.get("orthogonal", False)]) for group in self.optimiser.param_groups for p in group["params"]]
-        return {index: {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in keys}} for index, (p, keys) in enumerate(own)}
-
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:
         for name, p in self.model.named_parameters():
+            if name not in values:
+                continue  # codes, which have no average
             if values[name].shape != p.shape:
                 raise ValueError(f"{name} has shape {tuple(values[name].shape)}, not {tuple(p.shape)}")
             p.copy_(values[name])
 
     # -- surroundings --------------------------------------------------------------------------------------------------------------
-
-    def _set_products(self, products: torch.dtype | None) -> None:
-        if isinstance(self.model, MetaSDF):
-            self.model.products = products
 
     def _fit_memory(self) -> None:
         """All tasks of a step at once where they fit; else in groups, or with inner steps computed twice, whichever takes less time.
@@ -505,19 +513,29 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def training_shapes(store: Store, experiment: Experiment) -> NDArray[np.int64]:
+    """The training split, or as many shapes of it as `train.shapes` says, drawn by the seed."""
+    indices, shapes = store.split("train"), experiment.train.shapes
+    if shapes is None or shapes >= len(indices):
+        return indices
+    return np.sort(np.random.default_rng((experiment.train.seed, SUBSET)).choice(indices, shapes, replace=False))
+
+
 def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[str, Any]]:
-    """Rates, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
+    """Rates, codes, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
     t = experiment.train
     kinds: dict[str, dict[str, list[Tensor]]] = {}  # of parameters: whose they are, and who steps them
     for name, p in model.named_parameters():
-        own = name.split(".")[0] if name.startswith(("rates.", "curvature.")) else "theta"
-        hidden = own != "rates" and t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN
-        kinds.setdefault(own, {}).setdefault("muon" if hidden else "adam", []).append(p)
+        first = name.split(".")[0]
+        own = first if first in ("rates", "curvature", CODES) else "theta"
+        hidden = own in ("theta", "curvature") and t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN
+        kinds.setdefault(own, {}).setdefault("muon" if hidden and max(p.shape) <= MAX_ASPECT * min(p.shape) else "adam", []).append(p)
     lr = {("theta", "adam"): t.lr, ("theta", "muon"): t.lr_muon, ("rates", "adam"): t.lr if t.lr_rates is None else t.lr_rates,
-          ("curvature", "adam"): t.lr, ("curvature", "muon"): t.lr_curvature}  # fmt: skip
-    muon = {"orthogonal": True, "products": PRODUCTS[t.products]}
+          ("curvature", "adam"): t.lr, ("curvature", "muon"): t.lr_curvature,
+          (CODES, "adam"): t.lr if t.lr_codes is None else t.lr_codes}  # fmt: skip
+    how: dict[str, dict[str, Any]] = {"muon": {"orthogonal": True, "products": PRODUCTS[t.products]}, CODES: {"rows": True}}
     return [
-        {"params": kinds[own][who], "base_lr": value, **(muon if who == "muon" else {})}
+        {"params": kinds[own][who], "base_lr": value, **how.get(who, how.get(own, {}))}
         for (own, who), value in lr.items() if who in kinds.get(own, {})
     ]  # fmt: skip
 
@@ -533,37 +551,3 @@ def _check_fits(e: Experiment, loader: Loader) -> None:
     if e.field.activation == "sine" and e.train.products != "float32":
         raise UsageError(f"a sine field cannot be trained with {e.train.products} products", cause="sin(w0 z) needs its argument at full precision",
                          fix="--set train.products=float32")  # fmt: skip
-
-
-def _meaning(e: Experiment) -> dict[str, Any]:
-    """What the same tensors stand for, beyond their shapes."""
-    sine = e.field.activation == "sine"
-    return {"field.activation": e.field.activation, "field.w0": e.field.w0 if sine else None, "softplus rates": e.inner.constraint == "softplus"}
-
-
-def _with_new_inputs(name: str, given: Tensor, fresh: Tensor) -> Tensor:
-    """A tensor of the first layer of a field without Fourier features, for one that has them too: with weight zero, they change nothing yet."""
-    n = given.shape[-1]
-    grown = torch.zeros_like(fresh) if name == NEW_INPUTS[0] else fresh.clone()
-    corner = grown[:n, :n] if name == NEW_INPUTS[2] else grown[..., :n]
-    if corner.shape != given.shape:
-        return given  # another layer altogether, as loading will say
-    corner.copy_(given)
-    return grown
-
-
-def _load_into(model: Conditioner, prior: Prior, experiment: Experiment) -> None:
-    was, now = _meaning(prior.experiment), _meaning(experiment)
-    if was != now:
-        raise UsageError(f"--init has other layers or rates than this experiment ({', '.join(f'{k}: {was[k]}' for k in was if was[k] != now[k])})",
-                         where=prior.experiment.name, fix="use the same field and inner settings, see: metasdf models NAME")  # fmt: skip
-    try:
-        fresh = model.state_dict()
-        straight = {name: t for name, t in fresh.items() if name.startswith("curvature.")}  # a prior without any changes nothing
-        given = dict(prior.conditioner.state_dict())
-        if experiment.field.frequencies and not prior.experiment.field.frequencies:
-            given = {name: _with_new_inputs(name, t, fresh[name]) if name in NEW_INPUTS and name in fresh else t for name, t in given.items()}
-        model.load_state_dict(straight | given)
-    except RuntimeError as error:
-        raise UsageError("--init has other layers or rates than this experiment", where=prior.experiment.name, cause=str(error).splitlines()[0],
-                         fix="use the same field and inner settings, see: metasdf models NAME") from error  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from metasdf.cli.data import datasets, prepare
-from metasdf.cli.options import device_option, parse_budget, path_type
+from metasdf.cli.options import device_option, parse_budget, path_type, start
+from metasdf.cli.reproduce import reproduce
 from metasdf.errors import MetaSDFError, UsageError
 
 
@@ -41,19 +42,6 @@ class Commands(click.Group):
 @click.version_option(package_name="metasdf")
 def cli() -> None:
     """Signed distance functions from samples, surface points or images, in five gradient steps (MetaSDF, NeurIPS 2020)."""
-
-
-def _start(threads: int | None = None) -> None:
-    """What every command that computes does first."""
-    import torch
-
-    from metasdf.memory import keep_freed_memory
-
-    torch.set_flush_denormal(True)  # moments of units that stay off decay to denormal numbers, which processors compute many times slower
-    click.get_current_context().call_on_close(lambda: torch.set_flush_denormal(False))  # the process may not be ours alone
-    keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _experiment_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -115,7 +103,7 @@ def train(
     if data is None or run is None:
         raise UsageError("--data and --run are needed", fix="metasdf prepare mnist -o DATA; metasdf train " + experiment + " --data DATA --run RUN")
 
-    _start(threads)
+    start(threads)
     from contextlib import nullcontext
 
     from metasdf.data.store import Store
@@ -158,7 +146,7 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
 @click.option("--split", default="test", show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Evaluation runs, each with its own context points (paper: 3).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only the first shapes of the split.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many shapes, spread evenly over the split.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "target", type=path_type, help="Also write the result to this file.")
@@ -169,7 +157,7 @@ def evaluate(
     threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time."""
-    _start(threads)
+    start(threads)
     from metasdf import evaluate as evaluation
     from metasdf.checkpoint import write_json
     from metasdf.data.store import Store
@@ -185,12 +173,13 @@ def evaluate(
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
-    steps_shown, found = result["after_step"], result["metrics"]
+    stepwise, found = result["after_step"], result["metrics"]
     click.echo("step          MSE          MAE  wrong sign %")
-    for step, row in enumerate(zip(*(steps_shown[name] for name in ("mse", "mae", "misclassified")), strict=True)):
+    for step, row in enumerate(zip(*(stepwise[name] for name in ("mse", "mae", "misclassified")), strict=True) if stepwise else ()):
         click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
-    if steps_shown["n"] < result["n"] or runs > 1:
-        click.echo(f"     (steps: the first {steps_shown['n']:,} shapes, first run; all shapes and runs, last step:)")
+    if stepwise is None or stepwise["n"] < result["n"] or runs > 1:
+        if stepwise:
+            click.echo(f"     (steps: the first {stepwise['n']:,} shapes, first run; all shapes and runs, last step:)")
         for name, end in (("mean", ""), ("std", "_std"))[: 2 if runs > 1 else 1]:
             mse, mae, sign = (found[key + end] for key in ("mse", "mae", "misclassified"))
             click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}" + ("   over runs" if end else ""))
@@ -203,7 +192,7 @@ def evaluate(
 
 def _say_extra_steps(prior: Any, steps: int | None) -> None:
     inner = prior.experiment.inner
-    if steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
+    if prior.experiment.method.kind == "metasdf" and steps is not None and steps > inner.steps and inner.rates in ("step", "parameter_step"):
         click.echo(f"note: {prior.name} was trained with {inner.steps} steps; "
                    f"steps {inner.steps + 1} to {steps} repeat the rates of step {inner.steps}", err=True)  # fmt: skip
 
@@ -225,7 +214,7 @@ def reconstruct(
 
     Writes the SDF grid (.npz), a picture (.png), the contour (.svg) and a summary (.json) for each, in the input's own units.
     """
-    _start()
+    start()
     from metasdf.devices import pick_device
     from metasdf.prior import load
     from metasdf.reconstruct import reconstruct_many
@@ -240,7 +229,7 @@ def reconstruct(
 @click.option("-o", "--out", type=path_type, default=Path("demo-out"), show_default=True, help="Folder for the page and its pictures.")
 def demo(out: Path) -> None:
     """Fit digits that the shipped priors never saw, and write a page to look at."""
-    _start()
+    start()
     from metasdf.demo import run
 
     run(out, say=click.echo)
@@ -277,6 +266,7 @@ def completion(shell: str) -> None:
 
 cli.add_command(prepare)
 cli.add_command(datasets)
+cli.add_command(reproduce)
 
 
 def main() -> None:

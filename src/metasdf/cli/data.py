@@ -12,10 +12,15 @@ import click
 from metasdf.cli.options import FiniteRange, parse_budget, path_type
 from metasdf.errors import InputError, UsageError
 
-OF_IMAGES = ("resolution", "foreground", "origin", "allow_unofficial")
-OF_SAMPLING = ("samples", "surface_points", "views", "sign", "hollows", "thickness", "count")
-OF_3D = ("split", "split_file", "time_limit", "memory", "shard", "engine", "retry")
-REFUSED = {"images": (*OF_SAMPLING, *OF_3D), "samples": (*OF_IMAGES, *OF_SAMPLING), "meshes": OF_IMAGES}
+ALL_TAKE = {"source", "parts", "out", "workers", "seed", "force"}
+OF_3D = {"limit", "split", "split_file", "time_limit", "memory", "shard", "engine", "retry"}
+TAKES = {
+    "MNIST": {"resolution", "limit", "origin", "count", "allow_unofficial"},
+    "mnist-slice": {"resolution"},
+    "folders of images": {"resolution", "limit", "foreground", "split"},
+    "meshes": OF_3D | {"samples", "surface_points", "views", "sign", "hollows", "thickness", "count"},
+    "samples in DeepSDF's layout, taken over as they are": OF_3D,
+}
 
 
 @click.command()
@@ -39,7 +44,7 @@ REFUSED = {"images": (*OF_SAMPLING, *OF_3D), "samples": (*OF_IMAGES, *OF_SAMPLIN
 @click.option("--memory", type=FiniteRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
 @click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
-@click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100).")
+@click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100). MNIST: training images of each kind, at most.")
 @click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Images: grid points along a side.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Images: the shape's side.")
 @click.option("--from", "origin", type=path_type, help="MNIST: where its files are: a folder, .zip or .tar. Without it they are downloaded.")
@@ -49,14 +54,16 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     """Turn SOURCE into a data set of signed distance functions. Typed again, the same command goes on where it was interrupted.
 
     SOURCE is a folder, file or zip of meshes (obj, ply, stl, off, glb, gltf, 3mf, dae, ac; ShapeNet's layout), samples in DeepSDF's layout,
-    procedural-tables, -chairs, -benches or -planes, a folder of silhouettes (PNG, JPEG, BMP), mnist, or mnist-slice (the 100 digits that come
-    with the package).
+    procedural-tables, -chairs, -benches or -planes, a folder of silhouettes (PNG, JPEG, BMP), mnist, a data set made of its digits
+    (mnist-rotated, -unseen, -double, -triple, -composite; the last three also with -clean behind, where no digit of test is known from
+    training), or mnist-slice (the 100 digits that come with the package).
 
     \b
     metasdf prepare meshes/ -o DATA
     metasdf prepare procedural-chairs --count 500 -o DATA
     metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
     metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
+    metasdf prepare mnist-composite --from FOLDER_OR_ARCHIVE -o DATA
     """
     if source == "merge":
         others = [name for name in ctx.params if name not in ("source", "parts", "out", "force")
@@ -69,58 +76,54 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
         _say_prepared(merge(parts, out, force=options["force"]), out, dropped_said=False)
         return
     kind = _kind(source)
-    given = [name for name in REFUSED[kind] if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    if kind == "images" and "split" in given and source not in ("mnist", "mnist-slice"):
-        given.remove("split")
-    if given:
-        option = "from" if given[0] == "origin" else given[0].replace("_", "-")
-        cause = f"it is for {'images' if given[0] in OF_IMAGES else 'meshes'}"
-        raise UsageError(f"--{option} does not go with {source}", fix="leave it out, or check the source",
-                         cause=cause + ", and these are samples in DeepSDF's layout, taken over as they are" * (kind == "samples"))  # fmt: skip
+    for name in ctx.params:
+        if name not in ALL_TAKE | TAKES[kind] and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise UsageError(f"--{'from' if name == 'origin' else name.replace('_', '-')} does not go with {source}",
+                             cause=f"it is for {' and '.join(each for each, options in TAKES.items() if name in options)}, this is {kind}",
+                             fix="leave it out, or check the source")  # fmt: skip
     if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
+    in_3d = "split_file" in TAKES[kind]
     try:
-        store = _prepare_images(source, out, options) if kind == "images" else _prepare_meshes(source, out, options)
+        store = _prepare_meshes(source, out, options) if in_3d else _prepare_images(source, out, options)
     except KeyboardInterrupt as stop:
-        if kind == "images":  # nothing is kept of them
+        if not in_3d:  # nothing is kept of images
             raise
         click.echo(str(stop) or "interrupted: shapes that are done are kept; the same command goes on from here", err=True)
         sys.exit(130)
-    _say_prepared(store, out, dropped_said=kind != "images")
+    _say_prepared(store, out, dropped_said=in_3d)
 
 
 def _kind(source: str) -> str:
-    """images, samples (in DeepSDF's layout) or meshes; images beside meshes are textures. Raises InputError for a folder that holds none of them."""
+    """A key of TAKES. Images beside meshes are textures. Raises InputError for a folder that holds nothing we read."""
     from metasdf.data.deepsdf import is_deepsdf
+    from metasdf.data.digits import NAMES
     from metasdf.data.sources import ZIP_SUFFIXES
     from metasdf.geometry.image import IMAGE_SUFFIXES
     from metasdf.geometry.io import MESH_SUFFIXES
 
     path = Path(source)
-    if source in ("mnist", "mnist-slice"):
-        return "images"
+    if source in NAMES or source == "mnist-slice":
+        return "MNIST" if source in NAMES else source
     if source.startswith("procedural-"):
         return "meshes"
     if is_deepsdf(path):
-        return "samples"
+        return "samples in DeepSDF's layout, taken over as they are"
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
     meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES})
     if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):
         raise InputError("The folder holds neither meshes nor images", where=path, cause="another folder, or files of other kinds",
                          fix=f"meshes end in {', '.join((*MESH_SUFFIXES, *ZIP_SUFFIXES))}; images in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-    return "images" if suffixes and not meshes else "meshes"
+    return "folders of images" if suffixes and not meshes else "meshes"
 
 
 def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
     from metasdf.data import prepare as preparing
 
-    if o["origin"] is not None and source != "mnist":
-        raise UsageError("--from says where the MNIST files are, it goes with the source mnist",
-                         fix=f"metasdf prepare mnist --from {o['origin']} -o {out}")  # fmt: skip
-    if source == "mnist":
-        return preparing.prepare_mnist(o["origin"], out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], force=o["force"],
-                                       limit=o["limit"], allow_unofficial=o["allow_unofficial"])  # fmt: skip
+    if source in preparing.NAMES:
+        return preparing.prepare_mnist(o["origin"], out, name=source, resolution=o["resolution"], workers=o["workers"], seed=o["seed"],
+                                       force=o["force"], limit=o["limit"], count=o["count"], allow_unofficial=o["allow_unofficial"])  # fmt: skip
     if source == "mnist-slice":
         return preparing.prepare_slice(out, resolution=o["resolution"], force=o["force"])
     return preparing.prepare_images(source, out, resolution=o["resolution"], workers=o["workers"], seed=o["seed"], foreground=o["foreground"],
@@ -133,7 +136,7 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
 
     if not Path(source).exists() and not source.startswith("procedural-"):
         raise UsageError(f"there is no source {source!r}", cause="a misspelt name, or a path that does not exist",
-                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist, mnist-slice")  # fmt: skip
+                         fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist or another in --help")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
     from metasdf.data.meshes import prepare_meshes
@@ -223,7 +226,7 @@ def datasets() -> None:
 @click.option("--split", help="Of this split only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice.")
 def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> None:
-    """Draw a contact sheet of DATA: surfaces, samples, and slices through the signed distance."""
+    """Draw a contact sheet of DATA: the signed distance of images; surfaces, samples and slices of shapes in 3D."""
     from metasdf.data.show import data_set_sheet, png
     from metasdf.data.store import Store
     from metasdf.files import write_whole

@@ -34,3 +34,16 @@ def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -
     if not 0 < seconds < float("inf"):
         raise click.BadParameter(f"{text!r} is no duration; write 90s, 5m or 1.5h")
     return seconds
+
+
+def start(threads: int | None = None) -> None:
+    """What every command that computes does first."""
+    import torch
+
+    from metasdf.memory import keep_freed_memory
+
+    torch.set_flush_denormal(True)  # moments of units that stay off decay to denormal numbers, which processors compute many times slower
+    click.get_current_context().call_on_close(lambda: torch.set_flush_denormal(False))  # the process may not be ours alone
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec, Params
 from metasdf.tasks import Observations, TaskBatch
 
@@ -13,9 +15,25 @@ class Conditioner(nn.Module):
     """Context -> Params. `forward` serves evaluation and reconstruction; `training_params` may use the identity of the tasks."""
 
     spec: FieldSpec
+    second_order: float = 1.0  # share of the second-order part in the meta-gradient, for methods with inner steps; the trainer anneals it
+    products: torch.dtype | None = None  # precision of the products between hidden layers, None: float32; see fields.field
+
+    @property
+    def inner_steps(self) -> int | None:
+        """Inner steps as trained; None for methods that learn none."""
+        return None
 
     def forward(self, context: Observations) -> Params:
         raise NotImplementedError
+
+    def trajectory(self, context: Observations, *, steps: int | None = None) -> list[Params]:
+        """Params before the first inner step and after each; of methods without such steps, the result alone.
+
+        Raises UsageError where `steps` are asked of a method that takes none.
+        """
+        if steps is not None:
+            raise UsageError(f"{type(self).__name__} has no inner steps", fix="leave steps out")
+        return [self(context)]
 
     def training_params(self, batch: TaskBatch) -> tuple[Params, Tensor]:
         """Parameters for the batch and the prior's own loss (zero unless a method has one, such as a penalty on codes).
@@ -33,7 +51,7 @@ class Encoder(nn.Module):
 
     code_dim: int
 
-    def forward(self, context: Observations) -> Float[Tensor, "*B n"]:
+    def forward(self, context: Observations, *, products: torch.dtype | None = None) -> Float[Tensor, "*B n"]:
         raise NotImplementedError
 
 
@@ -58,7 +76,7 @@ class EncodeDecode(Conditioner):
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, context: Observations) -> Params:
-        return self.decoder(self.encoder(context))
+        return self.decoder(self.encoder(context, products=self.products))
 
 
 def refuse_empty(context: Observations) -> None:

@@ -51,7 +51,8 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma and Ba 2015)
 class AutoDecoder(Conditioner):
     """Params = decoder(z). In training z is the row of `codes` (n_tasks, code_dim) that `batch.task` names; `forward` fits a new z to the context.
 
-    n_tasks: one more than the largest index of a training task. With 0 there are no codes, which is all that fitting needs.
+    n_tasks: one more than the largest index of a training task. With 0 there are no codes, which is all that fitting needs. Their gradient is a
+    sparse tensor: a step touches the rows of its tasks alone.
     """
 
     def __init__(
@@ -64,10 +65,13 @@ class AutoDecoder(Conditioner):
         self.head = head or Distance("squared")
         check_head(self.head, decoder)
         std = self.config.init_norm / math.sqrt(decoder.code_dim)
-        self.codes = nn.Parameter(torch.empty(n_tasks, decoder.code_dim).normal_(0.0, std, generator=generator))
+        start = torch.empty(n_tasks, decoder.code_dim).normal_(0.0, std, generator=generator)
+        self.codes = nn.Parameter(start) if n_tasks else None
 
     def training_params(self, batch: TaskBatch) -> tuple[Params, Tensor]:
-        z = F.embedding(batch.task, self.codes)
+        if self.codes is None:
+            raise ValueError("this auto-decoder has no codes, it was made for fitting alone: n_tasks=0")
+        z = F.embedding(batch.task, self.codes, sparse=True)
         return self.decoder(z), self.penalty(z).mean()
 
     def penalty(self, z: Float[Tensor, "*B n"]) -> Float[Tensor, "*B"]:
@@ -76,6 +80,10 @@ class AutoDecoder(Conditioner):
 
     def forward(self, context: Observations, *, steps: int | None = None) -> Params:
         return self.decoder(self.fit(context, steps=steps))
+
+    def trajectory(self, context: Observations, *, steps: int | None = None) -> list[Params]:
+        """The result alone: hundreds of fields on the way to it would fill the memory. steps: of Adam."""
+        return [self(context, steps=steps)]
 
     def fit(self, context: Observations, *, steps: int | None = None) -> Float[Tensor, "*B n"]:
         """The code that `fitting` ends with, without a graph."""
@@ -115,7 +123,7 @@ class AutoDecoder(Conditioner):
     def _loss_and_gradient(self, z: Tensor, context: Observations) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B n"]]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            loss = self.head.loss(field(self.decoder(z), context.x, self.spec), context.y) + self.penalty(z)
+            loss = self.head.loss(field(self.decoder(z), context.x, self.spec, products=self.products), context.y) + self.penalty(z)
             (g,) = torch.autograd.grad(loss.sum(), z)
         return loss.detach(), g
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metasdf.conditioning.base import Encoder, refuse_empty
 from metasdf.tasks import Observations
@@ -47,10 +48,13 @@ class SetEncoder(Encoder):
         self.code_dim = code_dim
         self.mlp = relu_mlp([in_dim + 1, *[self.config.width] * (self.config.layers - 1), code_dim], generator=generator)
 
-    def forward(self, context: Observations) -> Float[Tensor, "*B n"]:
+    def forward(self, context: Observations, *, products: torch.dtype | None = None) -> Float[Tensor, "*B n"]:
         refuse_empty(context)
-        points = torch.cat((context.x, context.y), -1)
-        return self.mlp[-1](self.mlp[:-1](points).mean(-2))
+        h = self.mlp[0](torch.cat((context.x, context.y), -1))  # coordinates keep their precision
+        low = products or h.dtype
+        for layer in list(self.mlp)[1:-1]:
+            h = F.linear(h, layer.weight.to(low), layer.bias.to(low)) if isinstance(layer, nn.Linear) else layer(h.to(low))
+        return self.mlp[-1](h.mean(-2, dtype=context.x.dtype))
 
 
 def relu_mlp(dims: Sequence[int], *, generator: torch.Generator | None = None) -> nn.Sequential:

@@ -56,8 +56,10 @@ class LatentLoop(Conditioner):
         steps = (self.config.steps,) if self.config.rates in ("step", "parameter_step") else ()
         shape = (decoder.code_dim,) if self.config.rates in ("parameter", "parameter_step") else ()
         self.rates = nn.Parameter(torch.full((*steps, *shape), float(self.config.init_rate)))
-        self.second_order = 1.0  # share of the second-order part in the meta-gradient, as in inner_loop
-        self.products: torch.dtype | None = None  # precision of the products between hidden layers; see field
+
+    @property
+    def inner_steps(self) -> int:
+        return self.config.steps
 
     def forward(self, context: Observations, *, steps: int | None = None) -> Params:
         return self.decoder(self.codes(context, steps=steps)[-1])

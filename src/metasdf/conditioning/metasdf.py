@@ -27,8 +27,10 @@ class MetaSDF(Conditioner):
         self._theta = nn.ParameterList([nn.Parameter(t) for layer in initialise(spec, generator=generator) for t in layer])
         self.rates = Rates(spec, self.config)
         self.curvature = Curvature(spec) if self.config.curvature == "kronecker" else None
-        self.second_order = 1.0  # set by the trainer's annealing; see inner_loop
-        self.products: torch.dtype | None = None  # precision of the products between hidden layers; see field
+
+    @property
+    def inner_steps(self) -> int:
+        return self.config.steps
 
     @property
     def theta(self) -> Params:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -25,16 +25,16 @@ import PIL
 import scipy
 from numpy.typing import NDArray
 
+from metasdf.data.digits import NAMES, Part, digit_parts, joined_splits
 from metasdf.data.isolation import main_can_be_imported, usable_cores
-from metasdf.data.mnist import CREDIT, LICENCE, MNIST, download_mnist, holds_mnist, load_slice, read_mnist
-from metasdf.data.splits import by_shares, check_shares, keyed_order
+from metasdf.data.mnist import CREDIT, LICENCE, download_mnist, holds_mnist, load_slice, read_mnist
+from metasdf.data.splits import by_shares, check_shares
 from metasdf.data.store import Store, StoreWriter, find_existing, sha256_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.image import IMAGE_SUFFIXES, Foreground, contour_points, mask_from_image, read_silhouette, sdf_from_mask
 from metasdf.progress import Report, reporter
 
 KIND = "image-sdf-2d"
-VALIDATION_DIGITS = 1000  # supplement, section 2.2.1
 SLICE_NOTE = "test digits; for demos and smoke tests only, not comparable"
 THRESHOLD = 0.5
 CHUNK_DIGITS, CHUNK_FILES = 500, 32
@@ -55,15 +55,15 @@ def prepare(source: str | Path | None, out: str | Path, *, resolution: int = 64,
             allow_unofficial: bool = False, progress: bool | Report = True) -> Store:
     """Prepare whatever `source` is, with the defaults of its kind.
 
-    "mnist" or None: MNIST, downloaded. "mnist-slice": the 100 shipped digits. An archive, or a folder that holds IDX files: MNIST from
-    there. Any other folder: silhouette images (see `prepare_images`, which has more options). A file or folder that happens to be called
-    mnist is meant by ./mnist.
+    "mnist" or None: MNIST, downloaded; "mnist-rotated" and the others of `digits.NAMES` likewise. "mnist-slice": the 100 shipped digits. An
+    archive, or a folder that holds IDX files: MNIST from there. Any other folder: silhouette images (see `prepare_images`, which has more
+    options). A file or folder that happens to be called mnist is meant by ./mnist.
     """
-    if source is None or str(source) in ("mnist", "mnist-slice"):
-        if source is not None and str(source) == "mnist-slice":
-            return prepare_slice(out, resolution=resolution, contours=contours, force=force, progress=progress)
-        return prepare_mnist(None, out, resolution=resolution, workers=workers, seed=seed, val=val, contours=contours, force=force, limit=limit,
-                             progress=progress)
+    if source is not None and str(source) == "mnist-slice":
+        return prepare_slice(out, resolution=resolution, contours=contours, force=force, progress=progress)
+    if source is None or str(source) in NAMES:
+        return prepare_mnist(None, out, name=str(source or "mnist"), resolution=resolution, workers=workers, seed=seed, val=val, contours=contours,
+                             force=force, limit=limit, progress=progress)
     path = Path(source)
     if not path.exists():
         raise UsageError("The source does not exist", where=path, cause="a wrong path", fix="pass mnist, mnist-slice, a folder or an archive")
@@ -76,36 +76,30 @@ def prepare(source: str | Path | None, out: str | Path, *, resolution: int = 64,
                           progress=progress)
 
 
-def prepare_mnist(source: str | Path | None, out: str | Path, *, resolution: int = 64, workers: int | None = None, seed: int = 0,
-                  val: int | None = None, contours: bool = True, force: bool = False, limit: int | None = None,
-                  allow_unofficial: bool = False, progress: bool | Report = True) -> Store:
-    """MNIST digits as SDFs (supplement, section 2.2.1). Rows are the training images in official order, then the test images.
+def prepare_mnist(source: str | Path | None, out: str | Path, *, name: str = "mnist", resolution: int = 64, workers: int | None = None,
+                  seed: int = 0, val: int | None = None, contours: bool = True, force: bool = False, limit: int | None = None,
+                  count: int | None = None, allow_unofficial: bool = False, progress: bool | Report = True) -> Store:
+    """MNIST digits as SDFs (supplement, section 2.2.1), or a data set made of them: `name`, `count`, `val`, `limit` and `seed` as in
+    `digits.digit_parts`. Rows of "mnist" are the training images in official order, then the test images; of all, see `meta["rows"]`.
 
-    The test split is the official one; `val` digits, drawn by `seed`, leave the training images. `val` None means 1,000 as in the paper,
-    or a tenth of the training images where `limit` is given. `limit` takes only the first images of each part, for tests. `source` None
-    downloads. An identical store at `out` is returned as it is.
+    `source` None downloads. An identical store at `out` is returned as it is. A blank image is an error, but in an unofficial source it is
+    dropped, with its name and the reason in `meta["dropped"]`.
     """
-    _check_counts(workers=workers, val=val, limit=limit)
+    _check_counts(workers=workers, val=val, limit=limit, count=count)
     official = read_mnist(download_mnist() if source is None else source, allow_unofficial=allow_unofficial)
-    mnist = official if limit is None else MNIST(*(array[:limit] for array in official))
-    train, test = len(mnist.train_images), len(mnist.test_images)
-    if val is None:
-        val = VALIDATION_DIGITS if limit is None else max(1, train // 10)
-    if not 0 <= val < train:
-        raise UsageError(f"val={val} leaves no digit to train on", where=f"{train} training images", fix="use a smaller val")
-    request = {"source": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in official._asdict().items()},
+    parts = digit_parts(name, official, resolution=resolution, seed=seed, val=val, limit=limit, count=count)
+    val = len(joined_splits(parts)["val"])
+    request = {"source": {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in official._asdict().items()},
                "official": not allow_unofficial, "resolution": resolution, "threshold": THRESHOLD, "contours": contours, "seed": seed, "val": val,
-               "limit": limit}
+               "limit": limit} | ({"count": count} if count is not None else {}) | ({"name": name} if name != "mnist" else {})
     if store := find_existing(out, kind=KIND, request=request, force=force):
         return store
-    order = keyed_order([f"train/{i}" for i in range(train)], seed)
-    meta = {"source": "MNIST" if not allow_unofficial else "IDX files in MNIST's form (md5 not checked)",
+    title = "MNIST" if name == "mnist" else name
+    meta = {"source": title if not allow_unofficial else f"{title} of IDX files in MNIST's form (md5 not checked)",
             "credit": CREDIT if not allow_unofficial else "", "licence": LICENCE if not allow_unofficial else "",
-            "rows": {"train": [0, train], "test": [train, train + test]}, "val": val, "seed": seed, "limit": limit}
-    splits = {"train": np.sort(order[val:]), "val": np.sort(order[:val]), "test": np.arange(train, train + test)}
-    return _write_digits(np.concatenate([mnist.train_images, mnist.test_images]), np.concatenate([mnist.train_labels, mnist.test_labels]), out,
-                         splits=splits, request=request, meta=meta, resolution=resolution, contours=contours, workers=workers, force=force,
-                         progress=progress)
+            "val": val, "seed": seed, "limit": limit, "count": count}
+    return _write_digits(parts, out, request=request, meta=meta, resolution=resolution, contours=contours, workers=workers, force=force,
+                         progress=progress, drop=allow_unofficial)
 
 
 def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = True, force: bool = False,
@@ -122,8 +116,8 @@ def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = Tru
     splits = {"train": np.flatnonzero(rank < 6), "val": np.flatnonzero((rank >= 6) & (rank < 8)), "test": np.flatnonzero(rank >= 8)}
     meta = {"source": "MNIST slice", "credit": CREDIT, "licence": LICENCE, "note": SLICE_NOTE, "comparable": False,
             "test_indices": indices.tolist()}
-    return _write_digits(images, labels, out, splits=splits, request=request, meta=meta, resolution=resolution, contours=contours, workers=1,
-                         force=force, progress=progress)
+    return _write_digits([Part("slice", images, labels, splits)], out, request=request, meta=meta, resolution=resolution, contours=contours,
+                         workers=1, force=force, progress=progress)
 
 
 def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64, workers: int | None = None, seed: int = 0,
@@ -155,8 +149,9 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
     dropped: list[dict[str, str]] = []
     with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
         sinks = _Sinks(writer, resolution)
-        jobs = [(_rows_from_files, paths[i : i + CHUNK_FILES], resolution, foreground, contours) for i in range(0, len(paths), CHUNK_FILES)]
-        for start, rows in zip(range(0, len(paths), CHUNK_FILES), _run(jobs, len(paths), workers, progress), strict=True):
+        starts = range(0, len(paths), CHUNK_FILES)
+        jobs = [(_rows_from_files, paths[i : i + CHUNK_FILES], resolution, foreground, contours) for i in starts]
+        for start, rows in zip(starts, _run(jobs, len(starts), workers, progress, total=len(paths)), strict=True):
             sinks.append(rows)
             kept += [names[start + k] for k in rows.kept]
             dropped += [{"name": names[start + k], "reason": reason} for k, reason in rows.dropped]
@@ -169,16 +164,27 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
     return Store.open(out)
 
 
-def _write_digits(images: NDArray[np.uint8], labels: NDArray[Any], out: str | Path, *, splits: dict[str, NDArray[np.int64]],
-                  request: dict[str, Any], meta: dict[str, Any], resolution: int, contours: bool, workers: int | None, force: bool,
-                  progress: bool | Report) -> Store:
-    with StoreWriter(out, kind=KIND, request=request, meta={**meta, **_common_meta(resolution, contours)}, force=force) as writer:
+def _write_digits(parts: Sequence[Part], out: str | Path, *, request: dict[str, Any], meta: dict[str, Any], resolution: int, contours: bool,
+                  workers: int | None, force: bool, progress: bool | Report, drop: bool = False) -> Store:
+    """Rows: the images of all parts, one after the other, less what is dropped."""
+    firsts = np.cumsum([0, *(len(part.images) for part in parts)])
+    chunks = [(part, first, i) for part, first in zip(parts, firsts, strict=False) for i in range(0, len(part.images), CHUNK_DIGITS)]
+    jobs = ((_rows_from_digits, part.images[i : i + CHUNK_DIGITS], first + i, resolution, contours, drop) for part, first, i in chunks)
+    meta = {**meta, **_common_meta(resolution, contours)}
+    kept: list[int] = []
+    dropped: list[dict[str, str]] = []
+    with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
         sinks = _Sinks(writer, resolution)
-        jobs = [(_rows_from_digits, images[i : i + CHUNK_DIGITS], i, resolution, contours) for i in range(0, len(images), CHUNK_DIGITS)]
-        for rows in _run(jobs, len(images), workers, progress):
+        for (_, first, i), rows in zip(chunks, _run(jobs, len(chunks), workers, progress, total=int(firsts[-1])), strict=True):
             sinks.append(rows)
-        sinks.close(labels)
-        writer.splits = dict(splits)
+            kept += [int(first) + i + k for k in rows.kept]
+            dropped += [{"name": f"image {first + i + k}", "reason": reason} for k, reason in rows.dropped]
+        sinks.close(np.concatenate([part.labels for part in parts])[kept])
+        bounds = np.searchsorted(kept, firsts).tolist()
+        meta["rows"] = {part.name: [start, end] for part, start, end in zip(parts, bounds, bounds[1:], strict=False)}
+        if drop:
+            meta.update(found=int(firsts[-1]), kept=len(kept), dropped_count=len(dropped), dropped=dropped)
+        writer.splits = {split: np.searchsorted(kept, rows[np.isin(rows, kept)]) for split, rows in joined_splits(parts).items()}
     return Store.open(out)
 
 
@@ -207,15 +213,18 @@ class _Sinks:
         self.writer.add("labels", labels.astype(np.int64))
 
 
-def _rows_from_digits(images: NDArray[np.uint8], first: int, resolution: int, contours: bool) -> _Rows:
-    """(n, 28, 28) uint8 -> SDFs. A digit that has no edge is an error here: the source is a fixed, known data set."""
-    sdfs = []
+def _rows_from_digits(images: NDArray[np.uint8], first: int, resolution: int, contours: bool, drop: bool) -> _Rows:
+    """(n, H, W) uint8 -> SDFs. An image that has no edge is an error where the source is a fixed, known data set."""
+    sdfs, kept, dropped = [], [], []
     for k, image in enumerate(images):
         try:
             sdfs.append(sdf_from_mask(mask_from_image(image, resolution, threshold=THRESHOLD)))
+            kept.append(k)
         except InputError as error:
-            raise InputError(f"An image has no shape: {error.what}", where=f"image {first + k}", cause=error.cause, fix=error.fix) from error
-    return _pack(sdfs, resolution, contours, list(range(len(sdfs))), [])
+            if not drop:
+                raise InputError(f"An image has no shape: {error.what}", where=f"image {first + k}", cause=error.cause, fix=error.fix) from error
+            dropped.append((k, f"{error.what} ({error.cause})"))
+    return _pack(sdfs, resolution, contours, kept, dropped)
 
 
 def _rows_from_files(paths: Sequence[Path], resolution: int, foreground: Foreground, contours: bool) -> _Rows:
@@ -237,9 +246,9 @@ def _pack(sdfs: list[NDArray[np.float32]], resolution: int, contours: bool, kept
                  np.array([len(p) for p in points] if contours else [0] * len(sdfs), dtype=np.int64), kept, dropped)
 
 
-def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progress: bool | Report) -> Iterator[_Rows]:
+def _run(jobs: Iterable[tuple[Any, ...]], n_jobs: int, workers: int | None, progress: bool | Report, *, total: int) -> Iterator[_Rows]:
     """Results of `job[0](*job[1:])` in the order of the jobs, from `workers` processes (None: one per core this process may use)."""
-    workers = min(workers or usable_cores(), len(jobs)) if main_can_be_imported() else 1
+    workers = min(workers or usable_cores(), n_jobs) if main_can_be_imported() else 1
     done = 0
     with reporter(progress, total, "signed distances") as report:
         for rows in _in_processes(jobs, workers) if workers > 1 else (job[0](*job[1:]) for job in jobs):
@@ -248,7 +257,7 @@ def _run(jobs: Sequence[tuple[Any, ...]], total: int, workers: int | None, progr
             report(done, total)
 
 
-def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Rows]:
+def _in_processes(jobs: Iterable[tuple[Any, ...]], workers: int) -> Iterator[_Rows]:
     # spawn, not fork: the caller may have started threads (torch does), and a fork copies their locks as they are
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     waiting: deque[Future[_Rows]] = deque()
@@ -267,8 +276,8 @@ def _in_processes(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[_Ro
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_counts(*, workers: int | None = None, val: int | None = None, limit: int | None = None) -> None:
-    for name, value, least in (("workers", workers, 1), ("val", val, 0), ("limit", limit, 2)):
+def _check_counts(*, workers: int | None = None, val: int | None = None, limit: int | None = None, count: int | None = None) -> None:
+    for name, value, least in (("workers", workers, 1), ("val", val, 0), ("limit", limit, 2), ("count", count, 1)):
         if value is not None and value < least:
             raise UsageError(f"{name} must be at least {least}", where=f"{name}={value}", fix=f"use {least} or more")
 

@@ -1,4 +1,5 @@
-"""Pictures of the shapes of a 3D data set: the surface, the samples, three slices through the signed distance. No GL, no display."""
+"""Pictures of the shapes of a data set. An image: its signed distance. A shape in 3D: the surface, the samples, three slices through the signed
+distance. No GL, no display."""
 
 from __future__ import annotations
 
@@ -68,14 +69,21 @@ def panels(files: Sequence[Path]) -> list[Picture]:
 
 def data_set_sheet(store: Store, *, shapes: int = 12, split: str | None = None, seed: int = 0) -> Picture:
     """A contact sheet of some shapes, drawn by `seed` from all of them or from a split. Raises UsageError where there is nothing to show."""
-    if "shapes" not in store.meta:
-        raise UsageError(f"This data set holds {store.kind}, which has no such pictures", where=store.path, fix="pass one that was made from meshes")
     rows = store.split(split) if split else np.arange(len(store))
     if not len(rows):
         raise UsageError("The split is empty", where=f"{store.path}, {split}", fix=f"one of: {', '.join(store.splits)}")
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:shapes])
-    titles = [title(store.meta["shapes"][row]) for row in chosen]
-    return contact_sheet(panels([store.item(row) for row in chosen]), titles, columns=1 if len(chosen) < 4 else 2, text=18)
+    if "shapes" in store.meta:
+        titles = [title(store.meta["shapes"][row]) for row in chosen]
+        return contact_sheet(panels([store.item(row) for row in chosen]), titles, columns=1 if len(chosen) < 4 else 2, text=18)
+    if "sdf" not in store.arrays:
+        raise UsageError(f"This data set holds {store.kind}, which has no pictures", where=store.path, fix="pass one of images or of meshes")
+    return contact_sheet([slice_picture(store.arrays["sdf"][row]) for row in chosen], [image_title(store, row) for row in chosen], columns=6)
+
+
+def image_title(store: Store, row: int) -> str:
+    names, label = store.meta.get("names"), store.arrays["labels"][row]
+    return f"{row} · {names[row] if names else f'class {label}'}"
 
 
 def title(facts: dict[str, object]) -> str:
