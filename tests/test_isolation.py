@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,9 @@ def act(what: str, value: Any) -> Any:
         return np.ones(8 * GIB)
     if what == "exit":
         os._exit(3)
+    if what == "ended":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
     if what == "refuse":
         raise InputError("The mesh has no faces", cause="a point cloud", fix="give a mesh")
     if what == "bug":
@@ -40,11 +45,11 @@ def act(what: str, value: Any) -> Any:
 
 
 def test_each_failure_costs_one_job() -> None:
-    bad = ["crash", "loop", "eat", "exit", "refuse", "bug", "hang"]
+    bad = ["crash", "loop", "eat", "exit", "refuse", "bug", "ended", "hang"]
     jobs = [("add", 0), *((what, 0) for what in bad), *(("add", k) for k in range(1, 6))]
     found = dict(run(act, jobs, workers=2, limits=Limits(seconds=4, memory=GIB)))
     assert sorted(found) == list(range(len(jobs)))
-    assert [found[k] for k in (0, 8, 9, 10, 11, 12)] == [(k, "1") for k in range(6)]
+    assert [found[k] for k in (0, 9, 10, 11, 12, 13)] == [(k, "1") for k in range(6)]
     failures = {what: found[1 + k] for k, what in enumerate(bad)}
     assert all(isinstance(failure, Failure) and failure.fix for failure in failures.values())
     reasons = {what: failure.reason for what, failure in failures.items()}
@@ -53,6 +58,8 @@ def test_each_failure_costs_one_job() -> None:
     assert reasons["eat"] == "needs more than 1 GiB"
     assert reasons["refuse"] == "The mesh has no faces (a point cloud)" and failures["refuse"].fix == "give a mesh"
     assert reasons["bug"] == "unexpected ZeroDivisionError: oh"
+    assert reasons["ended"] == "its process was ended by another one"
+    assert [what for what, failure in failures.items() if not failure.lasting] == ["ended"]  # that may go well next time
 
 
 def test_what_all_would_fail_at_ends_the_work() -> None:
@@ -86,6 +93,42 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="needs the ray package") as caught:
         list(run(act, [("add", 1)], workers=1, limits=Limits(), engine="ray"))
     assert "metasdf[ray]" in caught.value.fix
+
+
+class Cluster:
+    """A Ray of seven cores that does what it is given when it is asked for it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.most = 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 7.0, "memory": 1e9}
+
+    def remote(self, **_: Any) -> Any:
+        return lambda function: SimpleNamespace(remote=lambda function, job, limits: self.waiting.append(job[1]) or job[1])  # type: ignore[func-returns-value]
+
+    def wait(self, waiting: list[int], **_: Any) -> tuple[list[int], list[int]]:
+        self.most = max(self.most, len(self.waiting))
+        return waiting[:1], waiting[1:]
+
+    def get(self, number: int) -> int:
+        self.waiting.remove(number)
+        return number
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+
+def test_as_many_jobs_as_the_cluster_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as many as this machine has; two of them for each core, so that none waits."""
+    for workers, most in ((None, 14), (3, 6)):
+        cluster = Cluster()
+        monkeypatch.setitem(sys.modules, "ray", cluster)
+        assert len(list(run(act, [("add", k) for k in range(40)], workers=workers, limits=Limits(), engine="ray"))) == 40
+        assert cluster.most == most
 
 
 def test_a_local_ray() -> None:

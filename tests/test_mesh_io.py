@@ -174,7 +174,7 @@ def test_writing_refuses(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite"):
         write_mesh(tmp_path / "a.ply", Mesh(VERTICES * np.nan, FACES))
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write"):
         write_mesh(tmp_path / "file" / "a.ply", BOX)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -21,17 +21,19 @@ from click.testing import CliRunner, Result
 from solids import ball, box, flipped, soup, torus
 
 from metasdf.cli import cli
-from metasdf.data import meshes
+from metasdf.data import meshes, unfinished
+from metasdf.data import store as store_module
 from metasdf.data.deepsdf import list_shapes
 from metasdf.data.deepsdf import read_shape as read_deepsdf
+from metasdf.data.deepsdf import write_shape as write_deepsdf
 from metasdf.data.isolation import Done, Failure, Limits
 from metasdf.data.meshes import merge, prepare_meshes
 from metasdf.data.origins import MeshFile
-from metasdf.data.shape import Sampling, read_shape
-from metasdf.data.sources import Source
+from metasdf.data.shape import Sampling, frame_of, read_shape
+from metasdf.data.sources import ShapeKey, Source
 from metasdf.data.splits import SplitFiles, split_of_file
-from metasdf.data.store import Store
-from metasdf.errors import InputError, UsageError
+from metasdf.data.store import Store, sha256_file
+from metasdf.errors import InputError, MetaSDFError, UsageError
 from metasdf.geometry.io import write_mesh
 from metasdf.geometry.mesh import Mesh
 
@@ -114,6 +116,18 @@ def test_what_a_shape_holds(folder: Path, tmp_path: Path) -> None:
     assert 0.3 < (np.abs(first_half[:, 3]) < 0.05).mean() / (np.abs(read_shape(store.item(0)).arrays["samples"][:, 3]) < 0.05).mean() < 1.2  # mixed
 
 
+@pytest.mark.parametrize("size", [1e-290, 1e-170, 1e-155, 1.0, 1e90])
+def test_frames_of_any_size(size: float) -> None:
+    """Squares of the smallest and the largest sizes are no floating-point numbers."""
+    frame = frame_of(Mesh(np.array([[-1.0, 0, 0], [1, 0, 0], [0, 0.5, 0]]) * size, np.array([[0, 1, 2]])))
+    assert frame.scale * size == pytest.approx(1 / 1.03 / np.hypot(1, 0.25)) and frame.centre == pytest.approx((0, size / 4, 0))
+
+
+def test_a_mesh_smaller_than_numbers_are() -> None:
+    with pytest.raises(InputError, match="in size, and the inverse"):
+        frame_of(Mesh(np.eye(3) * 1e-310, np.array([[0, 1, 2]])))
+
+
 @pytest.mark.usefixtures("here")
 def test_slices_are_what_is_seen(tmp_path: Path) -> None:
     """Of a box that is long in x, less so in y: wide and low where x goes right; rows go down as y or z do."""
@@ -135,8 +149,8 @@ def test_the_same_bytes_in_any_way(folder: Path, tmp_path: Path) -> None:
     for i in (1, 2, 3):  # the parts may go
         shutil.rmtree(tmp_path / f"part{i}")
     assert Store.open(merged.path, verify=True).fingerprint == whole.fingerprint
-    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
-    moved = prepare_meshes(tmp_path / "elsewhere" / folder.name, tmp_path / "moved", sampling=FEW, progress=False)
+    shutil.copytree(folder, tmp_path / "elsewhere" / "of another name")
+    moved = prepare_meshes(tmp_path / "elsewhere" / "of another name", tmp_path / "moved", sampling=FEW, progress=False)
     assert files(moved.path) == files(whole.path)
 
 
@@ -200,8 +214,99 @@ def test_an_interruption_keeps_what_is_done(folder: Path, tmp_path: Path, monkey
     halves[0].write_bytes(halves[0].read_bytes()[:100])  # whatever did that: it is made again
     made.clear()
     store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
-    assert files(store.path) == files(whole.path) and len(made) == 8 - 4 + 1
+    assert files(store.path) == files(whole.path) and len(made) == 3 and {"boxes/ring", "boxes/turned"} < set(made)
     assert not (tmp_path / ".data.unfinished").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_failures_are_remembered(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between an interruption and the end, under the same limits, of the same file."""
+    shutil.copytree(folder, tmp_path / "in")
+    made, draw, said = counted(monkeypatch), meshes._draw, list[str]()
+    bad = ["boxes/empty", "boxes/points"]
+
+    def prepare(*, to_the_end: bool = False, **options: Any) -> list[str]:
+        """Shapes that were tried."""
+        made.clear()
+
+        def stop(origin: Any, *rest: Any) -> Any:
+            if origin.name == "boxes/ring" and not to_the_end:
+                raise KeyboardInterrupt
+            return draw(origin, *rest)
+
+        with monkeypatch.context() as m:
+            m.setattr(meshes, "_draw", stop)
+            try:
+                prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, say=said.append, progress=False, **options)
+            except meshes.Interrupted:
+                assert not to_the_end
+        return sorted(made)
+
+    assert set(bad) < set(prepare()) and prepare() == []
+    assert prepare(limits=Limits(seconds=700)) == bad and prepare() == bad == prepare(retry=True) and prepare() == []
+    (tmp_path / "in/boxes/points.obj").write_text("v 0 0 0\nv 2 0 0\n")
+    assert prepare() == ["boxes/points"]
+    for note in (tmp_path / ".data.unfinished").glob("*.failed"):
+        note.write_bytes(note.read_bytes()[:9])
+    assert prepare() == bad
+    said.clear()
+    assert prepare(to_the_end=True) == ["boxes/ring", "boxes/turned"]
+    assert [text.partition(" (")[0] for text in said if "dropped" in text] == [f"dropped {name} earlier" for name in bad]
+    whole = prepare_meshes(tmp_path / "in", tmp_path / "whole", sampling=FEW, progress=False)
+    assert files(tmp_path / "data") == files(whole.path)
+    assert prepare(to_the_end=True) == [] and prepare(to_the_end=True, retry=True) == bad
+    assert files(tmp_path / "data") == files(whole.path)
+
+
+def test_what_may_go_well_next_time_is_tried_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def run(function: Any, jobs: Any, **options: Any) -> Iterator[Done]:
+        tried.append(len(jobs))
+        yield Done(0, Failure("its Ray worker was lost", "try again", lasting=False))
+        yield Done(1, Failure("took longer", "more time"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(meshes, "run", run)
+    for _ in range(2):
+        with pytest.raises(meshes.Interrupted):
+            prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    assert tried == [8, 7]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("where", ["find_origins", "checksum", "take_over", "review"])
+def test_an_interruption_at_any_point_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Also before and after shapes are made."""
+    made = counted(monkeypatch)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("prepare", folder / "balls", "-o", tmp_path / "data", "--samples", 50, "--surface-points", 9, "--views", 0)
+    with monkeypatch.context() as m:
+        m.setattr(meshes, where, stop)
+        done = command(*arguments)
+    assert done.exit_code == 130 and "the same command goes on from here" in done.output and "Aborted" not in done.output
+    assert not (tmp_path / "data").exists() and len(made) == (3 if where == "review" else 0)
+    made.clear()
+    assert command(*arguments).exit_code == 0 and len(made) == (0 if where == "review" else 3)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_taken_over_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
+    read: list[str] = []
+
+    def counting(path: Path) -> str:
+        read.append(path.name)
+        return sha256_file(path)
+
+    for module in (unfinished, store_module):
+        monkeypatch.setattr(module, "sha256_file", counting)
+    again = prepare_meshes(folder, tmp_path / "data", sampling=FEW, force=True, progress=False)
+    assert sorted(name for name in read if name.endswith(".safetensors")) == sorted(store.item(row).name for row in range(6))
+    assert again.fingerprint == store.fingerprint
 
 
 def test_killed_and_typed_again(folder: Path, tmp_path: Path) -> None:
@@ -224,7 +329,7 @@ def test_killed_and_typed_again(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_two_at_once(folder: Path, tmp_path: Path) -> None:
-    with meshes._unfinished(tmp_path / "data"), pytest.raises(UsageError, match="being prepared by another process"):
+    with meshes.unfinished(tmp_path / "data"), pytest.raises(UsageError, match="being prepared by another process"):
         prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
 
 
@@ -232,14 +337,15 @@ def test_two_at_once(folder: Path, tmp_path: Path) -> None:
 def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"shapes need about .* are free"):
         prepare_meshes(folder, tmp_path / "data", sampling=Sampling(samples=10**12), progress=False)
+    assert not list(tmp_path.iterdir())
 
     def full(*_: object) -> None:
-        raise InputError("The file cannot be written: No space left on device")
+        raise MetaSDFError("x could not be written: No space left on device")
 
     monkeypatch.setattr(meshes, "write_whole", full)
-    with pytest.raises(InputError, match="No space left"):  # and not: all shapes dropped
+    with pytest.raises(MetaSDFError, match="No space left"):  # and not: all shapes dropped
         prepare_meshes(folder, tmp_path / "data", sampling=FEW, progress=False)
-    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("here")
@@ -248,7 +354,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     (tmp_path / "in/points.obj").write_text("v 0 0 0\n")
     with pytest.raises(InputError, match="None of the 1 shapes can be used") as caught:
         prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, progress=False)
-    assert "points" in caught.value.cause
+    assert "points" in caught.value.cause and [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.usefixtures("here")
@@ -291,6 +397,84 @@ def test_deepsdf_there_and_back(folder: Path, tmp_path: Path) -> None:
     assert "agreement" not in (back.path / "review.html").read_text().split("<h2>")[0].split("<body>")[1]
 
 
+def sampled(root: Path, *, lost: int = 0, framed: bool = True, name: str = "a") -> None:
+    """A ball in DeepSDF's layout, in a cube of side 4; some of its 300 samples are not finite."""
+    x = np.random.default_rng(0).uniform(-2, 2, (300, 3)).astype(np.float32)
+    rows = np.column_stack((x, np.linalg.norm(x, axis=1) - 1)).astype(np.float32)
+    where = {"offset": np.array((1.0, 2, 3)), "scale": 0.5} if framed else {}
+    write_deepsdf(root, ShapeKey("set", "balls", name), x=x, s=rows[:, 3], surface=x[:7], **where)  # type: ignore[arg-type]
+    rows[:lost, 3] = np.nan
+    np.savez(root / f"SdfSamples/set/balls/{name}.npz", pos=rows, neg=rows[:0])
+
+
+SAMPLING_OPTIONS = [("--samples", 500_000), ("--surface-points", 9), ("--views", 2), ("--sign", "winding"), ("--sign", "set/balls/a=winding"),
+                    ("--hollows", "keep"), ("--thickness", 0.01), ("--count", 3), ("--resolution", 8)]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", SAMPLING_OPTIONS, ids=lambda option: option[0])
+def test_samples_of_others_are_taken_over(tmp_path: Path, option: tuple[str, object]) -> None:
+    """An option that would do nothing is refused, even where it says what is the default for meshes."""
+    sampled(tmp_path / "in")
+    done = command("prepare", tmp_path / "in", "-o", tmp_path / "data", *option)
+    assert done.exit_code == 2 and f"{option[0]} does not go with" in done.output and "DeepSDF's layout" in done.output
+    assert not (tmp_path / "data").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_said_of_samples_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame, sampling and samples are what they are, whatever meshes would get."""
+    monkeypatch.setattr(meshes, "check_space", lambda *_: pytest.fail("the space that samples of meshes need is none of ours"))
+    sampled(tmp_path / "in", lost=30)
+    sampled(tmp_path / "in", lost=90, framed=False, name="b")
+    sampled(tmp_path / "in", name="c")
+    done = command("prepare", tmp_path / "in", "-o", tmp_path / "data", "--seed", 5)
+    assert done.exit_code == 0, done.output
+    assert "120 samples of 2 shapes; the worst: set/balls/b (30.00% of its samples), set/balls/a (10.00% of its samples)" in done.output
+    assert "without NormalizationParameters: 1 shapes" in done.output
+    store = Store.open(tmp_path / "data")
+    assert store.meta["sampling"] == store.request["sampling"] == {"seed": 5}
+    assert "1/1.03" not in store.meta["convention"] and "[-1, 1]" not in store.meta["convention"]
+    page = (tmp_path / "data/review.html").read_text()
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "120 samples of 2 shapes are left out" in words and "set/balls/b 90 30.00% set/balls/a 30 10.00%" in words and "1.03" not in page
+    a, b = (read_shape(store.item(row)) for row in (0, 1))
+    assert store.arrays["frames"][:2].tolist() == [[-1, -2, -3, 0.5], [0, 0, 0, 1]]
+    assert (len(a.arrays["samples"]), len(b.arrays["samples"]), len(a.arrays["surface"]), len(b.arrays["surface"])) == (270, 210, 7, 0)
+    np.testing.assert_allclose(a.arrays["samples"][:, 3], np.linalg.norm(a.arrays["samples"][:, :3], axis=1) - 1, atol=1e-6)
+    for wrong in ({"sampling": FEW}, {"signs": {"set/balls/a": "winding"}}):
+        with pytest.raises(UsageError, match="taken over as they are"):
+            prepare_meshes(tmp_path / "in", tmp_path / "other", progress=False, **wrong)  # type: ignore[arg-type]
+
+
+def as_deepsdf_draws(file: Path) -> None:
+    """Its loader takes as many samples of `pos` as of `neg`, at random places of each: there must be some."""
+    with np.load(file) as npz:
+        for side in (npz["pos"], npz["neg"]):
+            np.random.default_rng(0).choice(len(side), 4)
+
+
+@pytest.mark.usefixtures("here")
+def test_no_split_file_sends_deepsdf_to_one_sided_shapes(tmp_path: Path) -> None:
+    write_mesh(tmp_path / "in/c/sheet.ply", Mesh(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.array([[0, 1, 2]])))
+    for k in range(4):
+        write_mesh(tmp_path / f"in/c/ball{k}.ply", ball(1))
+    store = prepare_meshes(tmp_path / "in", tmp_path / "data", sampling=FEW, split=(1, 0, 0), progress=False)
+    done = command("datasets", "export", store.path, "-o", tmp_path / "out", "--name", "d")
+    assert done.exit_code == 0 and "5 shapes, 1 of them in no split file" in done.output and "loader fails: c/sheet" in done.output
+    assert json.loads((tmp_path / "out/d_train.json").read_text()) == {"d": {"c": ["ball0", "ball1", "ball2", "ball3"]}}
+    for k in range(4):
+        as_deepsdf_draws(tmp_path / f"out/SdfSamples/d/c/ball{k}.npz")
+    with pytest.raises(ValueError, match="a"):
+        as_deepsdf_draws(tmp_path / "out/SdfSamples/d/c/sheet.npz")
+    theirs = read_deepsdf(tmp_path / "out", ShapeKey("d", "c", "sheet"))
+    assert len(theirs.s) == 400 and (theirs.s >= 0).all()  # nothing is lost
+    sampled(tmp_path / "inner")  # the other way round: inside only
+    x = np.full((5, 3), 0.1, np.float32)
+    write_deepsdf(tmp_path / "inner", ShapeKey("set", "balls", "in"), x=x, s=-x[:, 0])
+    prepare_meshes(tmp_path / "inner", tmp_path / "data2", progress=False)
+    assert "loader fails: set/balls/in\n" in command("datasets", "export", tmp_path / "data2", "-o", tmp_path / "out2").output
+
+
 @pytest.mark.usefixtures("here")
 def test_procedural(tmp_path: Path) -> None:
     done = command("prepare", "procedural-benches", "--count", 4, "-o", tmp_path / "data", "--samples", 400, "--surface-points", 100, "--views", 0,
@@ -312,6 +496,14 @@ def test_procedural(tmp_path: Path) -> None:
         (["mnist-slice", "--samples", "10"], "--samples does not go with mnist-slice"),
         (["MESHES", "MESHES"], "more than one source"),
         (["MESHES", "--sign", "magic"], "There is no sign method 'magic'"),
+        (["MESHES", "--sign", "winding", "--sign", "visibility"], "--sign says both winding and visibility for all shapes"),
+        (["MESHES", "--sign", "balls/ball0=winding", "--sign", "balls/ball0=auto"], "both winding and auto for balls/ball0"),
+        (["MESHES", "--memory", "nan"], "nan is no finite number"),
+        (["MESHES", "--memory", "inf"], "inf is no finite number"),
+        (["MESHES", "--thickness", "nan"], "nan is no finite number"),
+        (["MESHES", "--thickness", "inf"], "inf is no finite number"),
+        (["MESHES", "--time-limit", "nan"], "'nan' is no duration"),
+        (["MESHES", "--split", "nan/1/1"], "A split is three shares"),
         (["MESHES", "--split", "80"], "--split 80 is not three shares"),
         (["MESHES", "--shard", "2"], "--shard 2 is not I/N"),
         (["MESHES", "--split-file", "nowhere.json"], "The split file does not exist"),

@@ -260,7 +260,7 @@ def test_download_failures(folder: Path, tmp_path: Path) -> None:
 
 def test_download_that_cannot_be_saved(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in the way")
-    with pytest.raises(InputError, match="cannot be saved"):
+    with pytest.raises(UsageError, match="cannot write"):
         download_mnist(tmp_path / "cache", urls=[folder.as_uri()])
 
 

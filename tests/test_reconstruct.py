@@ -534,7 +534,7 @@ def test_a_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from metasdf import reconstruct as module
 
-    write, calls = module.write_atomic, []
+    write, calls = module.write_whole, []
 
     def full_disk(path: Path, content: bytes) -> None:
         calls.append(path)
@@ -542,7 +542,7 @@ def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             raise UsageError("cannot write: no space left")
         write(path, content)
 
-    monkeypatch.setattr(module, "write_atomic", full_disk)
+    monkeypatch.setattr(module, "write_whole", full_disk)
     with pytest.raises(UsageError):
         reconstruct(write_csv(tmp_path / "a.csv", diamond()), diamond_prior(), tmp_path / "out", resolution=16)
     assert len(calls) == 3 and list((tmp_path / "out").iterdir()) == []

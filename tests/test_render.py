@@ -173,6 +173,19 @@ def test_meshes_that_cannot_be_drawn(mesh: Mesh) -> None:
         render(mesh)
 
 
+def test_titles_in_other_scripts() -> None:
+    """The font has few glyphs: names that differ look different, and none of them ends the work."""
+    picture = np.zeros((10, 300, 3), np.uint8)
+
+    def title(text: str) -> bytes:
+        return contact_sheet([picture], [text]).tobytes()
+
+    assert title("Stühle") == title("Stuhle") and title("a\xa0b") == title("a b")
+    assert title("椅子") == title(r"\u6905\u5b50") != title("桌子")
+    assert title("a\nb") == title(r"a\nb") and title("a\udcff") == title(r"a\udcff")
+    assert title("a · 99.0%…") != title(r"a \xb7 99.0%…")  # these it has
+
+
 def test_contact_sheet() -> None:
     pictures = [np.full((20, 30, 3), i * 40, np.uint8) for i in range(5)]
     sheet = contact_sheet(pictures, columns=2, gap=4)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from solids import box
 
 from metasdf.data import sources
-from metasdf.data.sources import Found, ShapeKey, Source, find_meshes, read_source, read_split_file
+from metasdf.data.sources import Found, ShapeKey, Source, check_key, find_meshes, read_source, read_split_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.formats import gltf, obj
 from metasdf.geometry.io import write_mesh
@@ -88,7 +88,28 @@ def test_hostile_members_are_refused_one_by_one(tmp_path: Path) -> None:
         assert {source.member for source in found.sources} == {"good.obj", "same.obj", "x/same.obj"}
         assert [name.partition(": ")[2] for name, _ in found.dropped] == sorted(bad)
         reasons = {name.partition(": ")[2]: reason for name, reason in found.dropped}
-        assert all("leads out" in reasons[name] for name in bad[:7]) and "zip inside" in reasons["inner.zip"] and "twice" in reasons["same.obj"]
+        assert all("leads out" in reasons[name] for name in bad[:6]) and "control characters" in reasons["new\nline.obj"]
+        assert "zip inside" in reasons["inner.zip"] and "twice" in reasons["same.obj"]
+
+
+def test_spaces_of_any_kind_in_zips(tmp_path: Path) -> None:
+    """A tab, a no-break space, an ideographic one: a name, if an odd one, as in a folder. What acts on a terminal is none."""
+    odd = ["a\tb.obj", "a\xa0b.obj", "a\u3000b.obj", "a\u200db.obj"]
+    found = find_meshes(make_zip(tmp_path / "in" / "a.zip", *odd, "\x1b[2J.obj", "\x9b2J.obj"))
+    assert set(names(found)) == {name[:-4] for name in odd}
+    assert [reason for _, reason in found.dropped] == ["its name holds control characters"] * 2
+    for source in found.sources:
+        assert len(read_source(source).faces) == 1
+    check_key(ShapeKey("d", "c", "a\xa0b"))
+    fill(tmp_path / "folder", *odd)
+    assert set(names(find_meshes(tmp_path / "folder"))) == set(names(found))
+
+
+def test_what_the_source_is_called_leaves_no_trace(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", "good.obj", "../up.obj")
+    before = find_meshes(path)
+    after = find_meshes(path.rename(tmp_path / "b.zip"))
+    assert after.dropped == before.dropped and names(after) == names(before)
 
 
 def test_declared_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from metasdf.errors import CheckpointError, MetaSDFError, UsageError
+from metasdf.errors import CheckpointError
+from metasdf.files import write_whole
 
 State = dict[str, Any]
 
@@ -34,32 +33,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step: a reader, or a crash at any moment, sees the old file or the new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot write {path.name}: {error.strerror}", where=path.parent,
-                         cause="the folder is not writable, or a file is in its place",
-                         fix="choose another output folder, or change its permissions") from error  # fmt: skip
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; results are for sharing
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise MetaSDFError(f"{path.name} could not be written: {error.strerror}", where=path, cause="a full disk, or something else of that name",
-                               fix="free some space or choose another output; what was there before is untouched") from error  # fmt: skip
-        raise
-
-
 def plain(value: Any) -> Any:
     """`value` for strict JSON, which has no word for NaN and infinity: they become null."""
     if isinstance(value, Mapping):
@@ -70,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomic(path, (json.dumps(plain(value), indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
+    write_whole(path, (json.dumps(plain(value), indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], state: State, *, kind: str) -> None:
@@ -78,7 +51,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], state: State, *, kind:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state)
     header = {"format": f"metasdf-{kind}-1", "state": text, "sha256": digest(tensors), "state_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomic(path, save(tensors, metadata=header))
+    write_whole(path, save(tensors, metadata=header))
 
 
 def load_state(path: Path, *, kind: str) -> tuple[dict[str, Tensor], State]:

@@ -19,13 +19,13 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from metasdf.checkpoint import write_atomic
 from metasdf.data.loader import ImageShapes
 from metasdf.data.mnist import CREDIT, LICENCE, load_slice
 from metasdf.data.prepare import prepare_slice
 from metasdf.data.show import data_uri
 from metasdf.data.store import Store
 from metasdf.evaluate import GridErrors, fit_times, grid_errors
+from metasdf.files import write_whole
 from metasdf.geometry.image import mask_from_image
 from metasdf.prior import Prior, load
 from metasdf.provenance import hardware
@@ -76,14 +76,14 @@ def run(
             results.append(_measure(prior, store, rows, np.array(shown), [f"digit {labels[i]}" for i in shown]))
             say(f"  {prior.name} done, {time.perf_counter() - started:.0f} s")
     curve = png(figure_curve({r.prior.name: r.errors.mse for r in results}, ylabel="MSE, mean over digits"))
-    write_atomic(out / "curve.png", curve)
+    write_whole(out / "curve.png", curve)
     figures = {result.prior.name: png(figure_steps(result.steps)) for result in results}
     for name, figure in figures.items():
-        write_atomic(out / f"{name}.png", figure)
-    write_atomic(out / "steps.png", png(figure_steps([steps for result in results for steps in result.steps[:2]])))
+        write_whole(out / f"{name}.png", figure)
+    write_whole(out / "steps.png", png(figure_steps([steps for result in results for steps in result.steps[:2]])))
     commands = next_commands(out, priors)
     page = out / "index.html"
-    write_atomic(page, render(results, figures, curve, commands, n=len(rows)).encode())
+    write_whole(page, render(results, figures, curve, commands, n=len(rows)).encode())
     say(table(results))
     say(f"page: {page}   ({time.perf_counter() - started:.0f} s in all)\n\nnext, on your own shapes:")
     for what, command in commands:
@@ -133,9 +133,9 @@ def _write_examples(folder: Path, store: Store) -> None:
     picture = io.BytesIO()
     Image.fromarray(np.pad(mask_from_image(load_slice()[0][EXAMPLE], 224).astype(np.uint8) * 255, ((40, 20), (90, 30)))).save(picture, "PNG")
     chosen = np.random.default_rng(0).permutation(len(shape.x))[:1024]
-    write_atomic(folder / "digit.png", picture.getvalue())
-    write_atomic(folder / "samples.csv", _csv("x,y,s", np.column_stack((shape.x, shape.s))[chosen] * 200.0))
-    write_atomic(folder / "outline.csv", _csv("x,y", shape.surface * 200.0))
+    write_whole(folder / "digit.png", picture.getvalue())
+    write_whole(folder / "samples.csv", _csv("x,y,s", np.column_stack((shape.x, shape.s))[chosen] * 200.0))
+    write_whole(folder / "outline.csv", _csv("x,y", shape.surface * 200.0))
 
 
 def _csv(header: str, rows: NDArray[np.floating]) -> bytes:

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from metasdf.checkpoint import write_atomic
 from metasdf.errors import InputError, MetaSDFError, UsageError
+from metasdf.files import write_whole
 from metasdf.geometry.frame import Frame
 from metasdf.geometry.image import (
     IMAGE_SUFFIXES,
@@ -499,7 +499,7 @@ def _write(out: Path, summary: Summary, contents: dict[str, bytes]) -> None:
     written: list[Path] = []
     try:
         for suffix, content in contents.items():
-            write_atomic(out / (summary.name + suffix), content)
+            write_whole(out / (summary.name + suffix), content)
             written.append(out / (summary.name + suffix))
     except BaseException:
         for file in written:

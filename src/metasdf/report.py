@@ -22,12 +22,12 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from metasdf.checkpoint import write_atomic
 from metasdf.conditioning.base import Conditioner
 from metasdf.data.loader import Loader
 from metasdf.data.store import Store
 from metasdf.experiments import Experiment
 from metasdf.fields import field
+from metasdf.files import write_whole
 from metasdf.geometry.image import contour_lines
 from metasdf.heads import Distance
 
@@ -58,7 +58,7 @@ def draw_steps(
     """
     try:
         rows = fit_steps(model, store, indices[:4], experiment, device=device)
-        write_atomic(path, png(figure_steps(rows)))
+        write_whole(path, png(figure_steps(rows)))
     except Exception as error:
         warnings.warn(f"the picture {path.name} could not be drawn: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from metasdf.cli.options import parse_budget, path_type
+from metasdf.cli.options import FiniteRange, parse_budget, path_type
 from metasdf.errors import InputError, UsageError
 
 ALL_TAKE = {"source", "parts", "out", "workers", "seed", "force"}
+OF_3D = {"limit", "split", "split_file", "time_limit", "memory", "shard", "engine", "retry"}
 TAKES = {
     "MNIST": {"resolution", "limit", "origin", "count", "allow_unofficial"},
     "mnist-slice": {"resolution"},
     "folders of images": {"resolution", "limit", "foreground", "split"},
-    "meshes": {"limit", "samples", "surface_points", "views", "sign", "hollows", "thickness", "split", "split_file", "time_limit", "memory", "shard",
-               "engine", "count"},
-}  # fmt: skip
+    "meshes": OF_3D | {"samples", "surface_points", "views", "sign", "hollows", "thickness", "count"},
+    "samples in DeepSDF's layout, taken over as they are": OF_3D,
+}
 
 
 @click.command()
@@ -29,6 +31,7 @@ TAKES = {
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and the samples.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first images or shapes, to try things out.")
 @click.option("--force", is_flag=True, help="Replace a data set that was prepared differently; shapes that would be the same are taken over.")
+@click.option("--retry", is_flag=True, help="Meshes: try again what failed, or took too long, under the same limits.")
 @click.option("--split", metavar="A/B/C", default="80/10/10", show_default=True, help="Shares of train, val and test in each category.")
 @click.option("--split-file", multiple=True, metavar="[SPLIT=]FILE", help="Splits as DeepSDF's JSON files have them, one for each split.")
 @click.option("--samples", type=click.IntRange(1), default=500_000, show_default=True, help="Meshes: signed distances of each shape.")
@@ -36,9 +39,9 @@ TAKES = {
 @click.option("--views", type=click.IntRange(0), default=8, show_default=True, help="Meshes: depth views of each.")
 @click.option("--sign", multiple=True, metavar="[NAME=]METHOD", help="Meshes: auto, winding or visibility, for all or for one shape.")
 @click.option("--hollows", type=click.Choice(["fill", "keep"]), default="fill", show_default=True, help="Meshes: what is enclosed and unseen.")
-@click.option("--thickness", type=click.FloatRange(0), default=0.0, show_default=True, help="Meshes: of sheets, on each side; the shape has size 2.")
+@click.option("--thickness", type=FiniteRange(0), default=0.0, show_default=True, help="Meshes: of sheets, on each side; the shape has size 2.")
 @click.option("--time-limit", callback=parse_budget, default="10m", show_default=True, metavar="TIME", help="Meshes: for one shape.")
-@click.option("--memory", type=click.FloatRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
+@click.option("--memory", type=FiniteRange(0.1), default=8.0, show_default=True, metavar="GIB", help="Meshes: for one worker.")
 @click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
 @click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100). MNIST: training images of each kind, at most.")
@@ -76,40 +79,43 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     for name in ctx.params:
         if name not in ALL_TAKE | TAKES[kind] and ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise UsageError(f"--{'from' if name == 'origin' else name.replace('_', '-')} does not go with {source}",
-                             cause=f"it is for {' and '.join(each for each, options in TAKES.items() if name in options)}",
+                             cause=f"it is for {' and '.join(each for each, options in TAKES.items() if name in options)}, this is {kind}",
                              fix="leave it out, or check the source")  # fmt: skip
     if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    store = _prepare_meshes(source, out, options) if kind == "meshes" else _prepare_images(source, out, options)
-    _say_prepared(store, out, dropped_said=kind == "meshes")
+    in_3d = "split_file" in TAKES[kind]
+    try:
+        store = _prepare_meshes(source, out, options) if in_3d else _prepare_images(source, out, options)
+    except KeyboardInterrupt as stop:
+        if not in_3d:  # nothing is kept of images
+            raise
+        click.echo(str(stop) or "interrupted: shapes that are done are kept; the same command goes on from here", err=True)
+        sys.exit(130)
+    _say_prepared(store, out, dropped_said=in_3d)
 
 
 def _kind(source: str) -> str:
-    from metasdf.data.digits import NAMES
-
-    if source in NAMES:
-        return "MNIST"
-    if source == "mnist-slice":
-        return source
-    return "folders of images" if _holds_images_only(Path(source)) else "meshes"
-
-
-def _holds_images_only(path: Path) -> bool:
-    """Images beside meshes are textures. Raises InputError for a folder that holds neither."""
+    """A key of TAKES. Images beside meshes are textures. Raises InputError for a folder that holds nothing we read."""
     from metasdf.data.deepsdf import is_deepsdf
+    from metasdf.data.digits import NAMES
     from metasdf.data.sources import ZIP_SUFFIXES
     from metasdf.geometry.image import IMAGE_SUFFIXES
     from metasdf.geometry.io import MESH_SUFFIXES
 
-    if str(path).startswith("procedural-"):
-        return False
+    path = Path(source)
+    if source in NAMES or source == "mnist-slice":
+        return "MNIST" if source in NAMES else source
+    if source.startswith("procedural-"):
+        return "meshes"
+    if is_deepsdf(path):
+        return "samples in DeepSDF's layout, taken over as they are"
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
-    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES}) or is_deepsdf(path)
+    meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES})
     if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):
         raise InputError("The folder holds neither meshes nor images", where=path, cause="another folder, or files of other kinds",
                          fix=f"meshes end in {', '.join((*MESH_SUFFIXES, *ZIP_SUFFIXES))}; images in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-    return not meshes and bool(suffixes)
+    return "folders of images" if suffixes and not meshes else "meshes"
 
 
 def _prepare_images(source: str, out: Path, o: dict[str, Any]) -> Any:
@@ -133,28 +139,21 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
                          fix="a folder, file or zip of meshes, a folder of silhouettes, procedural-tables, mnist or another in --help")  # fmt: skip
 
     from metasdf.data.isolation import GIB, Limits
-    from metasdf.data.meshes import Interrupted, prepare_meshes
+    from metasdf.data.meshes import prepare_meshes
     from metasdf.data.shape import Sampling
     from metasdf.data.splits import SplitFiles
 
-    signs = dict(text.rpartition("=")[::2] for text in o["sign"])
-    for method in signs.values():
-        if method not in ("auto", "winding", "visibility"):
-            raise UsageError(f"There is no sign method {method!r}", fix="--sign auto, winding or visibility; for one shape --sign NAME=METHOD")
+    signs = parse_signs(o["sign"])
     sampling = Sampling(o["samples"], o["surface_points"], o["views"], sign=signs.pop("", "auto"), hollows=o["hollows"], thickness=o["thickness"],
                         seed=o["seed"])  # fmt: skip
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends: ends the workers too
-    try:
-        return prepare_meshes(
-            source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
-            split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
-            limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
-            count=o["count"], force=o["force"], say=lambda text: click.echo(text, err=True),
-        )  # fmt: skip
-    except Interrupted as stop:
-        click.echo(str(stop), err=True)
-        sys.exit(130)
+    return prepare_meshes(
+        source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
+        split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
+        limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
+        count=o["count"], force=o["force"], retry=o["retry"], say=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
 
 
 def _say_prepared(store: Any, out: Path, *, dropped_said: bool) -> None:
@@ -167,10 +166,23 @@ def _say_prepared(store: Any, out: Path, *, dropped_said: bool) -> None:
     shapes = store.meta.get("shapes", [])
     if missing := store.meta.get("missing"):
         click.echo(f"named in the split files, and not found: {len(missing):,}, the first one {missing[0]}")
+    if shapes:
+        _say_sampled(shapes)
     if judged := sorted((facts["agreement"], facts["name"]) for facts in shapes if "agreement" in facts):
         click.echo(f"agreement of two sign methods: median {judged[len(judged) // 2][0]:.2%}, lowest {judged[0][0]:.2%} ({judged[0][1]})")
     if shapes:
         click.echo(f"look at {out / 'review.html'}   or: metasdf datasets show {out} -o sheet.png")
+
+
+def _say_sampled(shapes: list[dict[str, Any]]) -> None:
+    """What is to be known of samples that others have drawn."""
+    from metasdf.data.review import lost_share, with_lost_rows, without_frame
+
+    if lost := with_lost_rows(shapes):
+        worst = ", ".join(f"{facts['name']} ({lost_share(facts):.2%} of its samples)" for facts in lost[:3])
+        click.echo(f"left out, not finite: {sum(facts['dropped_rows'] for facts in lost):,} samples of {len(lost):,} shapes; the worst: {worst}")
+    if unframed := without_frame(shapes):
+        click.echo(f"without NormalizationParameters: {unframed:,} shapes; their own units are not known, and surface points are left out")
 
 
 def parse_shares(text: str) -> tuple[float, float, float]:
@@ -179,6 +191,18 @@ def parse_shares(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise UsageError(f"--split {text} is not three shares", fix="write --split 80/10/10") from None
     return train, val, test
+
+
+def parse_signs(texts: Sequence[str]) -> dict[str, Any]:
+    """Method by name of the shape; "" is all others."""
+    signs: dict[str, Any] = {}
+    fix = "--sign auto, winding or visibility; for one shape --sign NAME=METHOD"
+    for name, _, method in (text.rpartition("=") for text in texts):
+        if method not in ("auto", "winding", "visibility"):
+            raise UsageError(f"There is no sign method {method!r}", fix=fix)
+        if signs.setdefault(name, method) != method:
+            raise UsageError(f"--sign says both {signs[name]} and {method} for {name or 'all shapes'}", fix=fix)
+    return signs
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -205,7 +229,7 @@ def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> No
     """Draw a contact sheet of DATA: the signed distance of images; surfaces, samples and slices of shapes in 3D."""
     from metasdf.data.show import data_set_sheet, png
     from metasdf.data.store import Store
-    from metasdf.geometry.io import write_whole
+    from metasdf.files import write_whole
 
     write_whole(out, png(data_set_sheet(Store.open(data), shapes=shapes, split=split, seed=seed)))
     click.echo(f"written: {out}")
@@ -216,9 +240,16 @@ def show(data: Path, out: Path, shapes: int, split: str | None, seed: int) -> No
 @click.option("-o", "--out", type=path_type, required=True, help="The folder to write.")
 @click.option("--name", default="metasdf", show_default=True, help="Of the data set, in DeepSDF's layout.")
 def export(data: Path, out: Path, name: str) -> None:
-    """Write DATA in DeepSDF's layout, with its split files, so that DeepSDF's code and its kin can train on it."""
+    """Write DATA in DeepSDF's layout, with its split files, so that DeepSDF's code and its kin can train on it.
+
+    Shapes with samples on one side of the surface only, such as sheets without thickness, are written, but left out of the split files:
+    DeepSDF's loader fails on them.
+    """
     from metasdf.data.export import export_deepsdf
     from metasdf.data.store import Store
 
-    written = export_deepsdf(Store.open(data), out, dataset=name)
-    click.echo(f"{out}: {written:,} shapes")
+    written, one_sided = export_deepsdf(Store.open(data), out, dataset=name)
+    for each in one_sided:
+        click.echo(f"in no split file, since all its samples are on one side of the surface, where DeepSDF's loader fails: {each}", err=True)
+    click.echo(f"{out}: {written:,} shapes" + (f", {len(one_sided):,} of them in no split file; prepared with --thickness 0.01, sheets have an inside"
+                                               if one_sided else ""))

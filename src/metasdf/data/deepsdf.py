@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from metasdf.data.sources import ShapeKey, check_key
 from metasdf.errors import InputError, UsageError
+from metasdf.files import write_whole
 from metasdf.geometry.formats import ply
-from metasdf.geometry.io import read_points, write_whole
+from metasdf.geometry.io import read_points
 
 SAMPLES, SURFACE, NORMALISATION = "SdfSamples", "SurfaceSamples", "NormalizationParameters"
 MAX_ARRAY_BYTES = 2**30
@@ -86,7 +87,7 @@ def write_shape(root: str | Path, key: ShapeKey, *, x: NDArray[np.floating], s: 
     """Write one shape; x (M, 3), s (M,), surface (K, 3), offset (3,) as in `DeepSDFShape`. Distances above zero go to pos, the others to neg.
 
     Each file is complete or absent, and the samples come last: a shape that is listed is whole. Raises UsageError for wrong shapes,
-    InputError for an unsafe key, values that are not finite, or a disk that cannot be written.
+    InputError for an unsafe key or values that are not finite, and as `files.write_whole`.
     """
     paths = _paths(root, key)
     if np.ndim(x) != 2 or np.shape(x) != (len(s), 3) or np.ndim(s) != 1 or (offset is None) != (scale is None):

@@ -7,6 +7,7 @@ jobs to a Ray cluster, where each of its workers has one such process.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from metasdf.errors import MetaSDFError, UsageError
 Engine = Literal["local", "ray"]
 Function = Callable[..., Any]
 GIB = 2**30
+TRY_AGAIN = "the same command with --retry"
 AHEAD = 2  # jobs that wait for each worker, so that none is ever idle and results do not pile up
 
 
@@ -35,10 +37,11 @@ class Limits(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why there is no result, and what to try; each a line for the user."""
+    """Why there is no result, and what to try; each a line for the user. lasting: the same job would fail again."""
 
     reason: str
     fix: str
+    lasting: bool = True
 
 
 class Fatal(Exception):
@@ -54,8 +57,9 @@ class Done(NamedTuple):
     result: Any  # or a Failure
 
 
-def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, limits: Limits, engine: Engine = "local") -> Iterator[Done]:
+def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int | None, limits: Limits, engine: Engine = "local") -> Iterator[Done]:
     """`function(*job)` of each job, in the order in which they end, as (its number, its result or a Failure). `function` is one of a module's.
+    workers: how many jobs at a time; None: as many as there are cores, here or in the cluster.
 
     Raises UsageError where processes cannot be started, or Ray is not installed, and what a job raises as Fatal. Leaving the loop early ends
     the workers.
@@ -63,6 +67,7 @@ def run(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, li
     if engine == "ray":
         yield from _on_ray(function, jobs, workers=workers, limits=limits)
         return
+    workers = min(workers or usable_cores(), len(jobs) or 1)
     with _pool(workers, limits) as pool:
         futures: dict[Future[Any], int] = {}
         following = iter(enumerate(jobs))
@@ -149,8 +154,10 @@ def _outcome(future: Future[Any], limits: Limits) -> Any:
     except TimeoutError:
         return Failure(f"took longer than {limits.seconds:g} s", "a longer --time-limit with --force, or simplify the mesh")
     except ProcessExpired as error:
-        if error.exitcode == -9:
+        if error.exitcode == -signal.SIGKILL:
             return _too_large(limits)
+        if abs(error.exitcode) == signal.SIGTERM:  # a batch system's, for all processes at once
+            return Failure("its process was ended by another one", TRY_AGAIN, lasting=False)
         return Failure(f"its process died ({_signal_name(error.exitcode)})",
                        "more --memory with --force; if it dies again, a geometry library crashes on it: repair the mesh")  # fmt: skip
 
@@ -160,12 +167,10 @@ def _too_large(limits: Limits) -> Failure:
 
 
 def _signal_name(exitcode: int) -> str:
-    import signal
-
     return signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"exit code {exitcode}"
 
 
-def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int, limits: Limits) -> Iterator[Done]:
+def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int | None, limits: Limits) -> Iterator[Done]:
     """At most `AHEAD * workers` jobs are with Ray at a time. A lost machine costs the jobs it was at."""
     try:
         import ray
@@ -173,6 +178,7 @@ def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int
         raise UsageError("--engine ray needs the ray package", cause="the extra is not installed", fix="pip install 'metasdf[ray]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
+    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     remote = ray.remote(num_cpus=1, max_retries=0)(_alone)
     waiting: dict[Any, int] = {}
     following = iter(enumerate(jobs))
@@ -189,7 +195,7 @@ def _on_ray(function: Function, jobs: Sequence[tuple[Any, ...]], *, workers: int
                 try:
                     yield Done(number, ray.get(reference))
                 except ray.exceptions.RayError as error:
-                    yield Done(number, Failure(f"its Ray worker was lost: {type(error).__name__}", "type the command again"))
+                    yield Done(number, Failure(f"its Ray worker was lost: {type(error).__name__}", TRY_AGAIN, lasting=False))
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)

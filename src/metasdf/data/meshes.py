@@ -1,8 +1,8 @@
 """Meshes, procedural shapes or DeepSDF's samples -> stores of 3D signed distance functions (kind "mesh-sdf-3d").
 
 Items are the shapes' files (see `data.shape`), called by a key of all that they depend on. So a finished shape is never made again: not after an
-interruption, when the same command goes on; not with --force, when options or sources of other shapes have changed. While shapes are made they
-collect in the hidden folder `.NAME.unfinished` beside the data set, each complete or absent; the data set itself appears at once, at the end.
+interruption, when the same command goes on; not with --force, when options or sources of other shapes have changed. Until all are made they are in
+the folder of `data.unfinished`; the data set itself appears at once, at the end.
 
 Arrays, for n shapes in order of their names:
     frames     (n, 4) float64   centre and scale: field = (x - centre) * scale
@@ -18,27 +18,26 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from metasdf.data.isolation import Engine, Failure, Fatal, Limits, run, usable_cores
+from metasdf.data.isolation import Engine, Failure, Fatal, Limits, run
 from metasdf.data.origins import Origin, checksum, find_origins, key_of
 from metasdf.data.review import review
-from metasdf.data.shape import VERSION, Sampling, encode, read_facts
+from metasdf.data.shape import VERSION, Sampling, encode
 from metasdf.data.splits import Shares, SplitFiles, by_shares, check_shares
-from metasdf.data.store import ITEMS, MANIFEST, Store, StoreWriter, find_existing, link_or_copy, sha256_file
-from metasdf.errors import InputError, UsageError
-from metasdf.geometry.io import write_whole
+from metasdf.data.store import Store, StoreWriter, find_existing
+from metasdf.data.unfinished import Row, Task, check_space, failed_before, finished, remember, take_over, unfinished
+from metasdf.errors import InputError, MetaSDFError, UsageError
+from metasdf.files import write_whole
 from metasdf.geometry.sign import SignMethod
 from metasdf.progress import Report, reporter
 
 KIND = "mesh-sdf-3d"
-CONVENTION = "negative inside; field units: field = (x - centre) * scale, the middle of the box at 0, the farthest vertex at 1/1.03; domain [-1, 1]^3"
 LOW = 0.98  # agreement near the surface below which a shape should be looked at
 
 
@@ -49,63 +48,55 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted: {done:,} of {total:,} shapes are done and kept; the same command goes on from here")
 
 
-class _Row(NamedTuple):
-    """A finished shape: its file in the unfinished folder, or in a part to be merged."""
-
-    file: Path
-    sha256: str | None
-    facts: dict[str, Any]
-
-
-class _Task(NamedTuple):
-    """A shape to be made: what a worker is sent."""
-
-    origin: Origin
-    checksum: str
-    how: Sampling
-    file: Path
-
-
 def prepare_meshes(
     source: str | Path, out: str | Path, *, sampling: Sampling = Sampling(), signs: Mapping[str, SignMethod] | None = None,  # noqa: B008, frozen
     split: Shares = (80, 10, 10), split_files: SplitFiles | None = None, workers: int | None = None, limits: Limits = Limits(),  # noqa: B008
     engine: Engine = "local", shard: tuple[int, int] | None = None, limit: int | None = None, count: int | None = None, force: bool = False,
-    progress: bool | Report = True, say: Callable[[str], None] = lambda text: None, made: Callable[[str, float], None] = lambda name, seconds: None,
+    retry: bool = False, progress: bool | Report = True, say: Callable[[str], None] = lambda text: None,
+    made: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> Store:  # fmt: skip
     """Every shape of `source` (see `origins.find_origins`) as a row of the store at `out`; an identical one is returned as it is.
 
+    sampling: of meshes; samples in DeepSDF's layout are taken over as they are, and only its seed, of their order and the split, may be given.
     signs: a method for single shapes, by name. shard: (i, n), this call's part of the shapes, 1 <= i <= n; `merge` makes one of all parts.
     A shape that fails, crashes, or exceeds the limits is dropped, with the reason. say: gets one line for each of these, as it happens.
+    retry: try those again that failed earlier under the same limits, before an interruption or in the data set that is there.
     made: gets the name of each shape that is made now, and how many seconds that took.
 
-    Raises UsageError for a wrong request, InputError if no shape is left or the disk is full, Interrupted.
+    Raises UsageError for a wrong request, InputError if no shape is left or they need too much space, Interrupted, and as `files.write_whole`.
     """
     out, signs = Path(out), dict(signs or {})
     check_shares(split)
     found = find_origins(source, count=count, seed=sampling.seed)
     everything, missing = _chosen(found.found, split_files, limit)
     origins = everything if shard is None else _part(everything, *shard)
+    if found.sampled and (signs or sampling != Sampling(seed=sampling.seed)):
+        raise UsageError("Samples in DeepSDF's layout are taken over as they are", where=source, cause="an option says how meshes are sampled",
+                         fix="leave all options of sampling out, but the seed")  # fmt: skip
+    drawn = {"seed": sampling.seed} if found.sampled else asdict(sampling)  # what holds of these shapes
     if unknown := sorted(set(signs) - {origin.name for origin in found.found}):
         raise UsageError(f"--sign names {unknown[0]!r}, which is not among the shapes", where=source, fix="give its name as review.html has it")
-    sums = {origin.name: checksum(origin) for origin in origins}
+    given = {origin.name: checksum(origin) for origin in origins}
     request = {
-        "origins": sums, "sampling": asdict(sampling), "signs": signs, "split": list(split) if split_files is None else split_files.request(),
+        "origins": given, "sampling": drawn, "signs": signs, "split": list(split) if split_files is None else split_files.request(),
         "shard": shard and list(shard), "of": names_digest(everything), "limits": list(limits), "version": VERSION,
     }  # fmt: skip
     if store := find_existing(out, kind=KIND, request=request, force=force):
-        return store
+        if not (retry and store.meta["dropped"]):
+            return store
+        force = True
     refused = found.dropped if shard is None or shard[0] == 1 else []
     dropped = [{"name": name, "reason": reason, "fix": "copy or unpack it again"} for name, reason in refused]
-    with _unfinished(out) as folder:
-        tasks = []
-        for origin in origins:
-            how = replace(sampling, sign=signs.get(origin.name, sampling.sign))
-            tasks.append(_Task(origin, sums[origin.name], how, folder / f"{key_of(origin, sums[origin.name], how, version=VERSION)}.safetensors"))
-        _take_over(out, tasks)
-        _check_space(folder, tasks)
-        rows, failed = _make(tasks, workers=workers or usable_cores(), limits=limits, engine=engine, progress=progress, say=say,
+    with unfinished(out) as folder:
+        tasks = [_task(origin, given[origin.name], replace(sampling, sign=signs.get(origin.name, sampling.sign)), folder) for origin in origins]
+        sums = take_over(out, tasks)
+        if not found.sampled:
+            check_space(folder, tasks)
+        rows, failed = _make(tasks, sums=sums, workers=workers, limits=limits, engine=engine, retry=retry, progress=progress, say=say,
                              made=made)  # fmt: skip
         dropped += failed
+        if not rows and shard is None:
+            shutil.rmtree(folder, ignore_errors=True)
         meta = {**found.about, "seed": sampling.seed, "shard": request["shard"], "missing": missing}
         _finish(out, rows, dropped, request=request, meta=meta, split_files=split_files, force=force, where=source)
     shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +123,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
                "origins": dict(sorted((k, v) for store in stores for k, v in store.request["origins"].items()))}
     if existing := find_existing(out, kind=KIND, request=request, force=force):
         return existing
-    rows = [_Row(store.item(k), store.checksum(k), facts) for store in stores for k, facts in enumerate(store.meta["shapes"])]
+    rows = [Row(store.item(k), store.checksum(k), facts) for store in stores for k, facts in enumerate(store.meta["shapes"])]
     rows.sort(key=lambda row: row.facts["name"])
     dropped = [entry for store in stores for entry in store.meta["dropped"]]
     split_files = SplitFiles.of_request(first["split"])
@@ -170,95 +161,48 @@ def _chosen(found: list[Origin], split_files: SplitFiles | None, limit: int | No
     return origins[:limit], missing
 
 
-@contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """The folder where shapes collect, for this process alone. It stays when the work ends early."""
-    folder = out.absolute().parent / f".{out.absolute().name}.unfinished"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise InputError(f"The data set cannot be written: {error.strerror}", where=folder, cause="a full disk, or no permission to write there",
-                         fix="free some space, or choose another folder with -o") from error  # fmt: skip
-    with lock:
-        _lock(lock, folder)
-        yield folder
+def _task(origin: Origin, given: str, how: Sampling, folder: Path) -> Task:
+    return Task(origin, given, how, folder / f"{key_of(origin, given, how, version=VERSION)}.safetensors")
 
 
-def _lock(file: Any, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two commands would make shapes twice, nothing worse
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError("The same data set is being prepared by another process", where=folder, fix="wait for it, or end it") from error
-
-
-def _take_over(out: Path, tasks: Sequence[_Task]) -> None:
-    """What a data set that will be replaced has already, if it is whole."""
-    if not (out / MANIFEST).is_file() or not (out / ITEMS).is_dir():
-        return
-    try:
-        store = Store.open(out)
-    except InputError:  # damaged: all shapes are made again
-        return
-    there = {store.item(row).name: row for row in range(len(store))}
-    for task in tasks:
-        row = there.get(task.file.name)
-        if row is not None and not task.file.exists() and sha256_file(store.item(row)) == store.checksum(row):
-            link_or_copy(store.item(row), task.file)
-
-
-def _check_space(folder: Path, tasks: Sequence[_Task]) -> None:
-    left = [task.how for task in tasks if not task.file.exists()]
-    needed = sum(16 * how.samples + 24 * how.surface + 170_000 for how in left)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(f"{len(left):,} shapes need about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free", where=folder.parent,
-                         fix="fewer --samples, a --shard of the shapes, or another disk with -o")  # fmt: skip
-
-
-def _make(tasks: Sequence[_Task], *, workers: int, limits: Limits, engine: Engine, progress: bool | Report,
-          say: Callable[[str], None], made: Callable[[str, float], None]) -> tuple[list[_Row], list[dict[str, str]]]:  # fmt: skip
-    """Make what is not there yet. Rows in the order of the tasks, and what was dropped."""
-    rows: dict[str, _Row] = {}
+def _make(tasks: Sequence[Task], *, sums: Mapping[Path, str], workers: int | None, limits: Limits, engine: Engine, retry: bool,
+          progress: bool | Report, say: Callable[[str], None], made: Callable[[str, float], None],
+          ) -> tuple[list[Row], list[dict[str, str]]]:  # fmt: skip
+    """Make what is not there yet. Rows in the order of the tasks, and what was dropped. sums: SHA-256 of files, where known."""
+    rows: dict[str, Row] = {}
     dropped: list[dict[str, str]] = []
     left = []
+
+    def drop(task: Task, failure: Failure, when: str = "") -> None:
+        dropped.append({"name": task.origin.name, "reason": failure.reason, "fix": failure.fix})
+        say(f"dropped {task.origin.name}{when}: {failure.reason}")
+
     for task in tasks:
-        if (row := _finished(task)) is not None:
+        if (row := finished(task, sums.get(task.file))) is not None:
             rows[task.origin.name] = row
+        elif not retry and (failure := failed_before(task, limits)) is not None:
+            drop(task, failure, " earlier (--retry tries again)")
         else:
             left.append(task)
+    if rows:
+        say(f"{len(rows):,} of {len(tasks):,} shapes are there already")
     try:
         with reporter(progress, len(tasks), "shapes") as report:
-            if rows:
-                say(f"{len(rows):,} of {len(tasks):,} shapes are there already")
-            for number, result in run(_draw, [tuple(task) for task in left], workers=min(workers, len(left) or 1), limits=limits, engine=engine):
-                name = left[number].origin.name
+            for number, result in run(_draw, [tuple(task) for task in left], workers=workers, limits=limits, engine=engine):
+                task = left[number]
                 if isinstance(result, Failure):
-                    dropped.append({"name": name, "reason": result.reason, "fix": result.fix})
-                    say(f"dropped {name}: {result.reason}")
+                    remember(task, result, limits)
+                    drop(task, result)
                 else:
                     sha256, facts, seconds = result
-                    rows[name] = _Row(left[number].file, sha256, facts)
-                    made(name, seconds)
+                    rows[task.origin.name] = Row(task.file, sha256, facts)
+                    made(task.origin.name, seconds)
                 report(len(rows) + len(dropped), len(tasks))
     except Fatal as fatal:
         raise fatal.error from fatal
     except KeyboardInterrupt as error:
         raise Interrupted(len(rows), len(tasks)) from error
     return [rows[task.origin.name] for task in tasks if task.origin.name in rows], dropped
-
-
-def _finished(task: _Task) -> _Row | None:
-    """A shape made earlier; a file that cannot be read is made again."""
-    try:
-        return _Row(task.file, None, read_facts(task.file)) if task.file.exists() else None
-    except InputError:
-        task.file.unlink()
-        return None
 
 
 def _draw(origin: Origin, given: str, how: Sampling, file: Path) -> tuple[str, dict[str, Any], float]:
@@ -271,13 +215,13 @@ def _draw(origin: Origin, given: str, how: Sampling, file: Path) -> tuple[str, d
     data = encode(shape)
     try:
         write_whole(file, data)
-    except InputError as error:
+    except MetaSDFError as error:
         raise Fatal(error) from error
     facts = json.loads(json.dumps(shape.facts, sort_keys=True))  # as they will be read
     return hashlib.sha256(data).hexdigest(), facts, time.perf_counter() - started
 
 
-def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, request: dict[str, Any], meta: dict[str, Any],
+def _finish(out: Path, rows: Sequence[Row], dropped: list[dict[str, str]], *, request: dict[str, Any], meta: dict[str, Any],
             split_files: SplitFiles | None, force: bool, where: object) -> None:  # fmt: skip
     if not rows and not request["shard"]:  # a part may be empty: the others are not
         name, reason, fix = dropped[0].values()
@@ -285,7 +229,7 @@ def _finish(out: Path, rows: Sequence[_Row], dropped: list[dict[str, str]], *, r
     dropped = sorted(dropped, key=lambda entry: entry["name"])
     facts = [row.facts for row in rows]
     names = [each["name"] for each in facts]
-    meta = {**meta, "convention": CONVENTION, "sampling": request["sampling"], "found": len(rows) + len(dropped), "kept": len(rows),
+    meta = {**meta, "sampling": request["sampling"], "found": len(rows) + len(dropped), "kept": len(rows),
             "dropped": dropped, "shapes": facts}  # fmt: skip
     splits = split_files.rows(names) if split_files is not None else by_shares(
         names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]))  # fmt: skip

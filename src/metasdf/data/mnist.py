@@ -13,7 +13,6 @@ import lzma
 import os
 import struct
 import tarfile
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metasdf.errors import InputError, UsageError
+from metasdf.files import write_whole
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",)
 LICENCE = "CC BY-SA 3.0"
@@ -279,24 +279,6 @@ def _fetch(part: _Part, target: Path, urls: Sequence[str]) -> None:
         except OSError as error:  # URLError, timeouts and broken connections are all OSErrors
             failures.append(f"{url}: {error}")
         else:
-            _write_whole(target, data)
+            write_whole(target, data)
             return
     raise InputError("MNIST could not be downloaded", where=part.name, cause="; ".join(failures) or "no address given", fix=_BY_HAND)
-
-
-def _write_whole(target: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename: a file of this name is always complete."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError("The download cannot be saved", where=target, cause=str(error), fix="free some space, or fix the permissions") from error

@@ -20,7 +20,11 @@ from metasdf.data.store import sha256_file
 from metasdf.errors import InputError, UsageError
 
 PROCEDURAL = "procedural-"
+UNREADABLE = "unreadable"
 PROCEDURAL_COUNT = 100
+DRAWN = "negative inside; field units: field = (x - centre) * scale, the middle of the box at 0, the farthest vertex at 1/1.03; domain [-1, 1]^3"
+TAKEN_OVER = ("samples, distribution and signs are as DeepSDF's preprocessing left them, negative inside; field units are those of the samples, "
+              "field = (x - centre) * scale by NormalizationParameters; without these centre 0, scale 1, and no surface points")  # fmt: skip
 
 
 class Origin(Protocol):
@@ -84,8 +88,9 @@ class Dice(NamedTuple):
         return shape
 
 
-class Processed(NamedTuple):
-    """Samples that DeepSDF's preprocessing made: taken over as they are, all of them. Its surface points have no normals, and there are no views."""
+class Sampled(NamedTuple):
+    """Samples that DeepSDF's preprocessing made: taken over as they are, all of them. Its surface points have no normals, and there are no views.
+    Without NormalizationParameters nobody knows where surface points are: there are none then."""
 
     root: Path
     key: ShapeKey
@@ -105,8 +110,8 @@ class Processed(NamedTuple):
         given = read_shape(self.root, self.key)
         rng = np.random.default_rng((how.seed, *hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()))
         offset, scale = (np.zeros(3), 1.0) if given.offset is None or given.scale is None else (given.offset, given.scale)
-        known = given.surface is not None and given.offset is not None  # without a frame, nobody knows where surface points are
-        surface = (given.surface.astype(np.float64) + offset) * scale if given.surface is not None and known else np.zeros((0, 3))
+        framed = given.offset is not None
+        surface = (given.surface.astype(np.float64) + offset) * scale if given.surface is not None and framed else np.zeros((0, 3))
         arrays = {
             "samples": rng.permutation(np.column_stack((given.x, given.s)).astype(np.float32)),
             "surface": np.concatenate((surface, np.zeros_like(surface)), 1, dtype=np.float32),
@@ -115,17 +120,18 @@ class Processed(NamedTuple):
             "picture": np.zeros((0, PICTURE, 3), np.uint8),
         }
         facts = {"name": self.name, "category": self.category, "centre": (-offset).tolist(), "scale": scale, "kind": "samples",
-                 "method": "given", "reason": "as DeepSDF's preprocessing found it", "dropped_rows": given.dropped_nan,
-                 "inside": float((given.s < 0).mean())}  # fmt: skip
+                 "method": "given", "reason": "as DeepSDF's preprocessing found it", "framed": framed, "samples": len(given.s),
+                 "dropped_rows": given.dropped_nan, "inside": float((given.s < 0).mean())}  # fmt: skip
         return Shape(arrays, facts)
 
 
 class Origins(NamedTuple):
-    """All that is found, and (name, reason) of what cannot even be tried. about: for the data set's card."""
+    """All that is found, and (name, reason) of what cannot even be tried. about: for the data set's card. sampled: others have drawn the samples."""
 
     found: list[Origin]
     dropped: list[tuple[str, str]]
     about: dict[str, Any]
+    sampled: bool = False
 
 
 def find_origins(source: str | Path, *, count: int | None = None, seed: int = 0) -> Origins:
@@ -138,14 +144,15 @@ def find_origins(source: str | Path, *, count: int | None = None, seed: int = 0)
         if category not in CATEGORIES:
             raise UsageError(f"There are no procedural {category!r}", fix=f"use one of: {', '.join(PROCEDURAL + name for name in CATEGORIES)}")
         dice: list[Origin] = [Dice(category, number, seed) for number in range(count or PROCEDURAL_COUNT)]
-        return Origins(dice, [], {"source": f"procedural {category}", "licence": "free: drawn by this program"})
+        return Origins(dice, [], {"source": f"procedural {category}", "licence": "free: drawn by this program", "convention": DRAWN})
     if count is not None:
         raise UsageError("--count says how many procedural shapes to make", where=source, fix="take the first meshes only with --limit")
     path = Path(source)
     if path.is_dir() and is_deepsdf(path):
-        return Origins([Processed(path.absolute(), key) for key in list_shapes(path)], [], {"source": "DeepSDF samples", "licence": "as the samples"})
+        about = {"source": "DeepSDF samples", "licence": "as the samples", "convention": TAKEN_OVER}
+        return Origins([Sampled(path.absolute(), key) for key in list_shapes(path)], [], about, sampled=True)
     found = find_meshes(path)
-    about = {"source": f"meshes of {path.resolve().name}", "licence": "as the meshes"}
+    about = {"source": "meshes", "licence": "as the meshes", "convention": DRAWN}
     return Origins([MeshFile(each) for each in found.sources], found.dropped, about)
 
 
@@ -154,7 +161,7 @@ def checksum(origin: Origin) -> str:
     try:
         return origin.checksum()
     except (OSError, InputError, KeyError):
-        return "unreadable"
+        return UNREADABLE
 
 
 def key_of(origin: Origin, given: str, how: Sampling, *, version: int) -> str:

@@ -28,9 +28,24 @@ def review(files: Sequence[Path], meta: dict[str, Any], *, low: float, splits: d
     return environment.get_template("review.html.j2").render(
         meta=meta, low=low, doubtful=[shapes[row] for row in doubtful], splits=splits, bins=histogram([shapes[row]["agreement"] for row in judged]),
         quantiles=quantiles([shapes[row]["agreement"] for row in judged]), kinds=_counts(shapes, "kind"), methods=_counts(shapes, "method"),
-        categories=_counts(shapes, "category"), other=other_sign,
+        categories=_counts(shapes, "category"), other=other_sign, lost=with_lost_rows(shapes), lost_share=lost_share, unframed=without_frame(shapes),
         shown=[(shapes[row], data_uri(png(picture))) for row, picture in zip(shown, pictures, strict=True)],
     )  # fmt: skip
+
+
+def with_lost_rows(shapes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Facts of the shapes that lost samples which were not finite, those that lost the largest share first."""
+    return sorted((facts for facts in shapes if facts.get("dropped_rows")), key=lambda facts: (-lost_share(facts), facts["name"]))
+
+
+def lost_share(facts: dict[str, Any]) -> float:
+    """Of the samples that were found."""
+    return float(facts["dropped_rows"] / (facts["samples"] + facts["dropped_rows"]))
+
+
+def without_frame(shapes: Sequence[dict[str, Any]]) -> int:
+    """How many shapes came without the frame that leads back to the mesh's own units."""
+    return sum(not facts.get("framed", True) for facts in shapes)
 
 
 def other_sign(facts: dict[str, Any]) -> str:

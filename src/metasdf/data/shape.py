@@ -1,19 +1,21 @@
 """One shape of a 3D data set: all that is drawn from a mesh, and the file that holds it.
 
 The file is a safetensors file. Its arrays, all in field units, where the shape fills the cube [-1, 1]^3:
-    samples   (M, 4) float32     x, y, z and signed distance, as DeepSDF draws them, in random order: any part of them is a fair sample
+    samples   (M, 4) float32     x, y, z and signed distance, drawn as DeepSDF does, in random order: any part of them is a fair sample
     surface   (K, 6) float32     points on the surface, uniform by area, with unit normals (zero where only points are known)
     views     (V, 6) float32     what depth cameras see of it, points and normals towards the camera, one view after the other
     view_offsets  (n + 1,) int64 view k owns views[view_offsets[k] : view_offsets[k + 1]]
     slices    (3, S, S) float32  the signed distance on the planes x = 0, y = 0 and z = 0, to look at; rows go up, see `SLICE_AXES`
     picture   (P, P, 3) uint8    the surface, rendered; no rows where there is no mesh
 and its metadata the facts: name, category, centre and scale (field = (x - centre) * scale), how the sign was found and how far to trust it.
+Of shapes that come as DeepSDF's samples there are these, whatever their number and cube, and points without normals; no views, slices or picture.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ FILL = 1 / 1.03  # distance of the farthest vertex from the middle, as in DeepSD
 SLICE = 96  # points along a side of a slice
 SLICE_AXES = (((2, -1.0), (1, -1.0)), ((0, 1.0), (2, 1.0)), ((0, 1.0), (1, -1.0)))  # of the picture's columns and rows: (axis, direction)
 PICTURE = 192  # pixels
+SMALLEST = 1e-300  # half a size whose inverse does not overflow
 VERSION = 1  # of what is drawn: shapes of another version are drawn again
 
 
@@ -61,8 +64,12 @@ class Shape(NamedTuple):
 def frame_of(mesh: Mesh) -> Frame:
     """The middle of the bounding box goes to the origin, and the farthest vertex to a distance of 1 / 1.03."""
     centre = bounds(mesh).mean(0)
-    used = mesh.vertices[np.unique(mesh.faces)]
-    return Frame(tuple(centre.tolist()), FILL / float(np.linalg.norm(used - centre, axis=1).max()))
+    x = mesh.vertices[np.unique(mesh.faces)] - centre
+    size = float(np.abs(x).max())
+    if size < SMALLEST:
+        raise InputError(f"The mesh is {size:.3g} in size, and the inverse of that is no number", fix="scale it up")
+    unit = math.ldexp(1.0, math.frexp(size)[1])  # a power of two: it changes no digit, and squares of small numbers would be zero
+    return Frame(tuple(centre.tolist()), FILL / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))
 
 
 def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape:

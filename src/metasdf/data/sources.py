@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -127,10 +128,15 @@ def read_split_file(path: str | Path) -> list[ShapeKey]:
 def check_key(key: ShapeKey, *, where: object = "") -> None:
     """Its parts become file names, so each must be one and nothing else. Raises InputError."""
     for part in key:
-        plain = isinstance(part, str) and 0 < len(part) <= 200 and part.isprintable() and part[0] not in ". " and part[-1] not in ". "
+        plain = isinstance(part, str) and 0 < len(part) <= 200 and _printable(part) and part[0] not in ". " and part[-1] not in ". "
         if not plain or any(c in part for c in '/\\:*?"<>|'):
             raise InputError(f"Not a name that can be used for a file: {part!r}", where=where, cause="made to do harm, or another kind of file",
                              fix="use letters, digits, - and _")  # fmt: skip
+
+
+def _printable(text: str) -> bool:
+    """With spaces of any kind."""
+    return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 
 
 @lru_cache(maxsize=4)
@@ -168,7 +174,7 @@ def _in_folder(root: Path, dropped: list[tuple[str, str]]) -> Iterator[_Candidat
 
 def _in_zip(path: Path, parts: tuple[str, ...], dropped: list[tuple[str, str]]) -> Iterator[_Candidate]:
     """Members that are meshes; `parts` leads to the zip."""
-    here = "/".join(parts) or path.name
+    here = "/".join(parts) or "the zip"  # not its name: what is found depends on what is in it
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -190,8 +196,10 @@ def _in_zip(path: Path, parts: tuple[str, ...], dropped: list[tuple[str, str]]) 
 
 def _refusal(info: zipfile.ZipInfo, inner: PurePosixPath, repeated: bool) -> str:
     """Why a member is not even tried; empty if it is."""
-    if inner.is_absolute() or ".." in inner.parts or ":" in inner.parts[0] or not info.filename.isprintable():
+    if inner.is_absolute() or ".." in inner.parts or ":" in inner.parts[0]:
         return "its name leads out of the archive"
+    if any(unicodedata.category(c) == "Cc" for c in info.filename.replace("\t", " ")):  # what could act on the terminal where it is printed
+        return "its name holds control characters"
     if inner.suffix.lower() in ZIP_SUFFIXES:
         return "a zip inside a zip"
     if info.flag_bits & 1:

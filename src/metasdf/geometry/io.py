@@ -8,7 +8,6 @@ Vertices that no face uses are dropped; nothing else is cleaned here (see `mesh.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metasdf.errors import InputError, UsageError
+from metasdf.files import write_whole
 from metasdf.geometry.formats import ac3d, collada, gltf, obj, off, ply, stl, threemf
 from metasdf.geometry.formats.common import EXPORT_AGAIN, Sibling
 from metasdf.geometry.mesh import Mesh, check, prune
@@ -76,26 +76,11 @@ def read_points(path: str | Path) -> NDArray[np.float64]:
 def write_mesh(path: str | Path, mesh: Mesh) -> None:
     """Write .ply, .obj or .off (all digits are kept), .stl or .glb (rounded to float32). The file is complete or absent.
 
-    Raises UsageError for another suffix, InputError for an unsound mesh or a file that cannot be written.
+    Raises UsageError for another suffix, InputError for an unsound mesh, and as `files.write_whole`.
     """
     path = Path(path)
     encode = _known(path.suffix, _ENCODERS, path)
     write_whole(path, encode(check(mesh, where=path)))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename: a file of this name is always complete. Folders are made. Raises InputError."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"The file cannot be written: {error.strerror}", where=path, cause="a full disk, or no permission to write there",
-                         fix="free some space, or choose another folder") from error  # fmt: skip
 
 
 def _known(suffix: str, table: dict[str, _T], where: object) -> _T:

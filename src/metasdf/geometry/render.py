@@ -7,6 +7,7 @@ shadows without any other effect. Both sides of a face are lit alike, for meshes
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -86,7 +87,7 @@ def render(
 def contact_sheet(images: Sequence[Picture], titles: Sequence[str] | None = None, *, columns: int = 4, gap: int = 6,
                   text: int | None = None) -> Picture:  # fmt: skip
     """Pictures in rows of `columns` on white, each in a cell as large as the largest, its title below it, `text` pixels high; titles too long
-    are cut."""
+    are cut, and what the font has no glyph for is written without accents or by its number."""
     titles = [""] * len(images) if titles is None else titles
     if not images or columns < 1 or len(titles) != len(images):
         raise UsageError("A contact sheet needs at least one picture, one column and as many titles as pictures",
@@ -101,10 +102,29 @@ def contact_sheet(images: Sequence[Picture], titles: Sequence[str] | None = None
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + line + gap)
         sheet.paste(Image.fromarray(image), (x + (width - image.shape[1]) // 2, y + (height - image.shape[0]) // 2))
+        title = _in_glyphs(title, font)
         while title and draw.textlength(title, font=font) > width:
             title = title.rstrip("…")[:-1] + "…" if len(title) > 2 else ""
         draw.text((x + width / 2, y + height), title, fill=(60, 60, 60), font=font, anchor="ma")
     return np.asarray(sheet)
+
+
+def _in_glyphs(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """On one line, in glyphs that the font has: boxes in their place would make names equal."""
+    none = bytes(font.getmask("\uffff"))
+
+    def there(c: str) -> bool:
+        return c.isprintable() and bytes(font.getmask(c)) != none
+
+    def drawn(c: str) -> str:
+        if there(c):
+            return c
+        base = unicodedata.normalize("NFD", c)[0]  # without accents
+        if base != c and there(base):
+            return base
+        return " " if unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+
+    return "".join(map(drawn, text))
 
 
 def _check(mesh: Mesh, *, up: str, perspective: float, samples: tuple[int, int]) -> None:
