@@ -25,9 +25,9 @@ from metasdf import prior as priors
 from metasdf import progress, provenance
 from metasdf import train as training
 from metasdf.cli import cli, parse_budget
-from metasdf.experiments import EXPERIMENTS
 from metasdf.devices import pick_device
 from metasdf.errors import InputError, MetaSDFError, TrainingError, UsageError
+from metasdf.experiments import EXPERIMENTS
 from metasdf.progress import TrainingMonitor, duration, reporter
 
 COMMANDS = list(cli.commands)
