@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import torch
 
-from metasdf.checkpoint import write_atomic, write_json
+from metasdf.checkpoint import write_json
 from metasdf.data.prepare import prepare_mnist, prepare_slice
 from metasdf.data.store import Store
 from metasdf.errors import InputError, UsageError
 from metasdf.evaluate import evaluate
 from metasdf.experiments import Experiment, experiment, to_dict
+from metasdf.files import write_whole
 from metasdf.prior import Prior, load
 from metasdf.progress import TrainingMonitor
 from metasdf.provenance import commit
@@ -222,4 +223,4 @@ def write_page(lines: Sequence[Line], path: Path) -> None:
             text += ["| " + " | ".join(row) + " |" for row in comparison(own)] + [""]
     where = sorted({f"{line.hardware} (commit {line.commit}, preset {line.preset})" for line in lines})
     text += ["Measured on " + "; ".join(where) + ".\n", "## Departures from the paper\n", DEPARTURES]
-    write_atomic(path, "\n".join(text).encode())
+    write_whole(path, "\n".join(text).encode())
