@@ -259,8 +259,8 @@ def test_codes_of_the_batch_and_their_penalty() -> None:
         assert torch.equal(ours.bias, theirs.bias)
     assert prior_loss.detach().item() == pytest.approx(0.7 * float(ad.codes[[4, 1]].detach().square().sum()) / (2 * CODE), rel=1e-12)
     (field(params, context.x, ad.spec).sum() + prior_loss).backward()
-    assert ad.codes.grad is not None
-    assert ad.codes.grad.any(1).tolist() == [False, True, False, False, True, False]
+    assert ad.codes is not None and ad.codes.grad is not None
+    assert ad.codes.grad.to_dense().any(1).tolist() == [False, True, False, False, True, False]
     with pytest.raises(IndexError):
         ad.training_params(TaskBatch(torch.tensor([6, 0]), context, context))
 
