@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from metasdf.cli import cli
 from metasdf.errors import InputError, UsageError
 from metasdf.experiments import Experiment
-from metasdf.reproduce import COLUMNS, METHODS, PUBLISHED, Cell, Plan, cells, comparison, fill, read, write_page
+from metasdf.reproduce import COLUMNS, LABELS, PUBLISHED, Cell, Plan, cells, comparison, fill, read, write_page
 
 TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-6, "mae": 2e-3}, "training": {"seconds": 900.0, "steps": 7},
         "n": 10000, "failed": 1, "fit_ms": {"batched": 12.3}, "preset": "cpu", "commit": "abc", "hardware": "a machine"}  # fmt: skip
@@ -20,7 +20,7 @@ TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-
 
 def test_all_cells_of_both_tables() -> None:
     assert len(cells(["table1"])) == 10 and len(cells(["table2"])) == 15
-    assert all(len(row) == len(COLUMNS) for row in PUBLISHED.values()) and PUBLISHED.keys() == METHODS.keys()
+    assert all(len(row) == len(COLUMNS) for row in PUBLISHED.values()) and PUBLISHED.keys() == LABELS.keys()
     assert Cell("levelset", "metasdf").published == (56.6, 0.5) and Cell("composite", "hyper").published == (284, None)
     for cell in cells(["table1", "table2"]):
         e = cell.experiment(preset="paper")

@@ -1039,3 +1039,25 @@ def test_the_memory_of_a_first_order_step_is_smaller(store: Store, tmp_path: Pat
 
 def test_errors_are_ours() -> None:
     assert issubclass(TrainingError, MetaSDFError) and TrainingError("").exit_code == 1
+
+
+# -- fewer shapes --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_shapes_are_the_same_few_in_every_run(store: Store, tmp_path: Path) -> None:
+    e = tiny(shapes=5, epochs=3)
+    first, again, other = (trainer(tmp_path / name, store, each).loader.indices.tolist()
+                           for name, each in (("a", e), ("b", e), ("c", tiny(shapes=5, seed=1))))  # fmt: skip
+    assert first == again == sorted(set(first)) and len(first) == 5 and set(first) < set(store.split("train").tolist())
+    assert first != other
+    assert trainer(tmp_path / "all", store, tiny(shapes=10**6)).loader.indices.tolist() == store.split("train").tolist()
+    assert Limit.of(e, store) == Limit(None, 3 * (5 // BATCH)) and Limit.of(e, store, 60.0) == Limit(60.0, None)
+
+
+def test_codes_have_their_own_rate_and_are_left_out_of_prior_and_average(store: Store, tmp_path: Path) -> None:
+    ours = trainer(tmp_path / "run", store, tiny("dense-concat", lr_codes=0.5))
+    codes = [g for g in ours.optimiser.param_groups if g.get("rows")]
+    assert [g["base_lr"] for g in codes] == [0.5] and [tuple(p.shape) for p in codes[0]["params"]] == [(int(ours.loader.indices.max()) + 1, 16)]
+    ours.fit()
+    assert ours.ema is not None and "codes" not in ours.ema
+    assert "codes" not in load(tmp_path / "run").conditioner.state_dict()

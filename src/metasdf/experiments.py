@@ -176,7 +176,7 @@ def _cpu_metasdf(e: Experiment) -> Experiment:
 
 
 def _cpu_codes(e: Experiment) -> Experiment:
-    """Methods that go through a code: see results/baselines for what was tried."""
+    """Methods that go through a code. Learning rates are first guesses, not tuned yet."""
     return replace(e, train=replace(e.train, batch=16, lr=1e-3, lr_muon=1e-2, lr_codes=1e-2))
 
 

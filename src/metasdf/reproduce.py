@@ -44,7 +44,7 @@ COLUMNS = {
     "composite": Column("table2", "composite", "dense", "mnist-composite", "mnist-composite"),
 }
 TABLES = ("table1", "table2")
-METHODS = {
+LABELS = {
     "hyper": "auto-decoder, hypernetwork", "concat": "auto-decoder, concatenation", "cnp4": "conditional neural process, 4 layers",
     "cnp9": "conditional neural process, 9 layers", "metasdf": "MetaSDF",
 }  # fmt: skip
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
 
 def cells(tables: Sequence[str], only: Sequence[str] = ()) -> list[Cell]:
     """The cells of tables, row by row; only: of these names, columns or methods. Raises UsageError for a name that fits none."""
-    chosen = [Cell(column, method) for method in METHODS for column in COLUMNS if COLUMNS[column].table in tables]
+    chosen = [Cell(column, method) for method in LABELS for column in COLUMNS if COLUMNS[column].table in tables]
     for name in only:
         if not any(name in (cell.name, *cell) for cell in chosen):
             raise UsageError(f"there is no cell {name!r} in {' and '.join(tables)}", fix=f"cells: {', '.join(cell.name for cell in chosen)}")
@@ -123,11 +123,10 @@ def fill(cell: Cell, plan: Plan, *, say: Say) -> Path:
 
 def _trained(e: Experiment, store: Store, plan: Plan, *, say: Say) -> Prior:
     run = plan.work / "runs" / f"{store.path.name}-{e.name}"
-    steps = None if plan.budget else e.train.epochs * max(1, len(store.split("train")) // e.train.batch)
     say(f"training {e.name} on {store.path.name}: {run}")
     with TrainingMonitor() as monitor:
         trainer = Trainer(
-            e, store, run, Limit(plan.budget, steps), monitor, device=plan.device, commit=commit(), validate_seconds=240, pictures=False
+            e, store, run, Limit.of(e, store, plan.budget), monitor, device=plan.device, commit=commit(), validate_seconds=240, pictures=False
         )
         trainer.fit()
     if trainer.stop_signal is not None:
@@ -193,7 +192,7 @@ def comparison(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
     for line in lines:
         published, deviation = line.cell.published
         ours = f"{line.mse:.1f}" + (f" ± {line.std:.1f}" if line.std is not None else "")
-        yield (METHODS[line.cell.method], COLUMNS[line.cell.column].title, f"{published:g}" + (f" ± {deviation:g}" if deviation else ""), ours,
+        yield (LABELS[line.cell.method], COLUMNS[line.cell.column].title, f"{published:g}" + (f" ± {deviation:g}" if deviation else ""), ours,
                f"{line.mse / published:.2f}", f"{line.mae:.2f}", f"{line.n:,}", f"{line.failed:,}", f"{line.seconds / 60:.0f}",
                f"{line.fit_ms:.1f}")  # fmt: skip
 
@@ -204,8 +203,7 @@ DEPARTURES = """\
 - Every method of a column has the same wall-clock budget on one CPU core instead of the paper's epochs on a GPU; preset `cpu`: Muon, l1 outer
   loss, averaged weights, bfloat16 products, fewer shapes and points a step, larger and decaying learning rates (docs/method.md).
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
-- Auto-decoders are tested on 1,000 shapes, spread evenly over the test split: each takes hundreds of Adam steps. They learn codes for part of the
-  training shapes (`train.shapes`), since in minutes the codes of all of them would move a few times only.
+- Auto-decoders are tested on 1,000 shapes, spread evenly over the test split: each takes hundreds of Adam steps.
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.

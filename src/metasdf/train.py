@@ -22,6 +22,7 @@ from torch import Tensor
 
 from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.codes import CODES
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader
 from metasdf.data.store import Store
@@ -34,7 +35,7 @@ from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
 from metasdf.optim import GroupedAdam
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
-from metasdf.transfer import CODES, load_into
+from metasdf.transfer import load_into
 
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_ASPECT = 4  # nor are those that give so many times more outputs: a hypernetwork's last layer
@@ -78,6 +79,14 @@ class Limit(NamedTuple):
 
     seconds: float | None
     steps: int | None
+
+    @classmethod
+    def of(cls, experiment: Experiment, store: Store, seconds: float | None = None) -> Limit:
+        """A budget, or the epochs of the experiment over the shapes that it trains on."""
+        if seconds is not None:
+            return cls(seconds, None)
+        shapes = len(training_shapes(store, experiment))
+        return cls(None, experiment.train.epochs * (shapes // max(1, min(experiment.train.batch, shapes))))
 
     def progress(self, step: int, elapsed: float) -> float:
         if self.seconds is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.codes import CODES
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.errors import UsageError
 from metasdf.experiments import Experiment
@@ -15,7 +16,6 @@ from metasdf.fields import encode
 from metasdf.prior import Prior
 
 NEW_INPUTS = ("_theta.0", "rates.raw.0", "curvature.right.0")  # tensors whose size is that of the field's inputs
-CODES = "codes"  # belong to the shapes of one training, not to the prior
 FIX = "use the same method, field and inner settings, see: metasdf models NAME"
 
 

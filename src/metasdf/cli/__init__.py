@@ -115,13 +115,11 @@ def train(
     from metasdf.train import Limit, Quiet, Trainer
 
     store = Store.open(data)
-    shapes = len(store.split("train"))
-    steps = None if budget else config.train.epochs * (shapes // max(1, min(config.train.batch, shapes)))
     where = pick_device(own_device(device))
     with processes(where, threads=threads) as group:
         with TrainingMonitor(run / "tensorboard" if tensorboard else None) if group.main else nullcontext(Quiet()) as monitor:
             trainer = Trainer(
-                config, store, run, Limit(budget, steps), monitor, device=where, init=load(init) if init else None, commit=commit(),
+                config, store, run, Limit.of(config, store, budget), monitor, device=where, init=load(init) if init else None, commit=commit(),
                 validate_seconds=validate_every, pictures=pictures, group=group,
                 may_checkpoint=not any(text.partition("=")[0].strip() == "inner.checkpoint" for text in overrides),
             )  # fmt: skip

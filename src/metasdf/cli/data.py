@@ -14,12 +14,13 @@ from metasdf.errors import InputError, UsageError
 
 ALL_TAKE = {"source", "parts", "out", "workers", "seed", "force"}
 OF_3D = {"limit", "split", "split_file", "time_limit", "memory", "shard", "engine", "retry"}
+SAMPLED = "samples in DeepSDF's layout, taken over as they are"
 TAKES = {
     "MNIST": {"resolution", "limit", "origin", "count", "allow_unofficial"},
     "mnist-slice": {"resolution"},
     "folders of images": {"resolution", "limit", "foreground", "split"},
     "meshes": OF_3D | {"samples", "surface_points", "views", "sign", "hollows", "thickness", "count"},
-    "samples in DeepSDF's layout, taken over as they are": OF_3D,
+    SAMPLED: OF_3D,
 }
 
 
@@ -84,7 +85,7 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     if parts:
         raise UsageError("There is more than one source", where=parts[0],
                          fix="put the meshes into one folder; parts of a data set: metasdf prepare merge PARTS... -o DATA")  # fmt: skip
-    in_3d = "split_file" in TAKES[kind]
+    in_3d = TAKES[kind] >= OF_3D
     try:
         store = _prepare_meshes(source, out, options) if in_3d else _prepare_images(source, out, options)
     except KeyboardInterrupt as stop:
@@ -109,7 +110,7 @@ def _kind(source: str) -> str:
     if source.startswith("procedural-"):
         return "meshes"
     if is_deepsdf(path):
-        return "samples in DeepSDF's layout, taken over as they are"
+        return SAMPLED
     suffixes = {each.suffix.lower() for each in path.rglob("*")} if path.is_dir() else set()
     meshes = bool(suffixes & {*MESH_SUFFIXES, *ZIP_SUFFIXES})
     if path.is_dir() and not meshes and not suffixes & set(IMAGE_SUFFIXES):

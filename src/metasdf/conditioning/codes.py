@@ -45,6 +45,7 @@ class AutoDecoderConfig:
                 raise ValueError(f"AutoDecoderConfig.{name} must be {rule}, got {getattr(self, name)}")
 
 
+CODES = "codes"  # the parameter that belongs to the shapes of one training, not to the prior
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma and Ba 2015)
 
 
