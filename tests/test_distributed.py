@@ -37,6 +37,7 @@ from metasdf.train import Limit, Quiet, Trainer
 STEPS = 6
 EVEN, UNEVEN = tiny(products="float32"), tiny(products="float32", batch=5)
 ADAM = tiny("levelset", preset="paper")
+CODES = tiny("dense-concat", products="float32")
 CONTINUED = tiny(products="float32", schedule="constant")
 
 
@@ -64,6 +65,11 @@ def uneven(folder: Path, group: Group) -> Any:
 def other_ways(folder: Path, group: Group) -> None:
     """Another optimiser and rule, batches in groups."""
     fit(folder, "adam", replace(ADAM, train=replace(ADAM.train, split=1)), group)
+
+
+def codes(folder: Path, group: Group) -> None:
+    """Codes, whose gradients are sparse: each process sees the rows of its own tasks."""
+    fit(folder, "codes", CODES, group)
 
 
 def first_half(folder: Path, group: Group) -> None:
@@ -142,7 +148,7 @@ def exchanges(folder: Path, group: Group) -> Any:
 
 
 SCENARIOS: list[Callable[[Path, Group], Any]] = [
-    exchanges, even, uneven, other_ways, first_half, second_half, poisoned, budget, signalled, memory, strangers,
+    exchanges, even, uneven, other_ways, codes, first_half, second_half, poisoned, budget, signalled, memory, strangers,
 ]  # fmt: skip
 
 
@@ -182,7 +188,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_circles(folder / "other", seed=1)
     with exactly():
         trainer(folder / "one-two", store, CONTINUED, steps=3).fit()
-        for name, e in {"even": EVEN, "uneven": UNEVEN, "adam": ADAM, "continued": CONTINUED}.items():
+        for name, e in {"even": EVEN, "uneven": UNEVEN, "adam": ADAM, "codes": CODES, "continued": CONTINUED}.items():
             trainer(folder / "alone" / name, store, e, steps=STEPS, watch=WATCHES.setdefault(name, Watch())).fit()
     pair = torchrun(__file__, folder, OMP_NUM_THREADS="1")
     out, err = pair.communicate(timeout=900)
@@ -223,6 +229,10 @@ def test_a_batch_that_does_not_divide(folder: Path) -> None:
 
 def test_another_method_and_groups_of_tasks(folder: Path) -> None:
     assert_same_training(folder / "adam", folder / "alone" / "adam")
+
+
+def test_codes_of_either_process(folder: Path) -> None:
+    assert_same_training(folder / "codes", folder / "alone" / "codes")
 
 
 def test_the_first_process_alone_speaks_and_writes(folder: Path) -> None:
