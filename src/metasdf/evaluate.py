@@ -46,7 +46,7 @@ def grid_errors(
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
     grid = torch.from_numpy(loader.shapes.grid).to(device)
-    rows = []
+    values = np.empty((0,))
     for start in range(0, len(indices), batch):
         part = indices[start : start + batch]
         context = loader.tasks(part).context.to(device)
@@ -57,9 +57,11 @@ def grid_errors(
             s = head.to_sdf(field(params, x, model.spec))
             e = (s - truth).double()
             errors.append(torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100)))
-        rows.append(torch.stack(errors).cpu().numpy())  # (steps + 1, 3, batch)
+        if not start:  # one array from the start: small ones that last would come to lie between the large freed blocks, and memory would grow
+            values = np.empty((len(errors), 3, len(indices)))
+        for step, found in enumerate(errors):
+            values[step, :, start : start + batch] = found.cpu()
         report(min(start + batch, len(indices)), len(indices))
-    values = np.concatenate(rows, -1)
     good = np.isfinite(values[-1]).all(0)
     means = values[..., good].mean(-1) if good.any() else np.full(values.shape[:2], np.nan)
     mse, mae, misclassified = means.T.tolist()
