@@ -164,7 +164,13 @@ def raised() -> Iterator[list[str]]:
 def take_part(folder: Path) -> None:
     with exactly(), processes(CPU) as group:
         found = {scenario.__name__: scenario(folder, group) for scenario in SCENARIOS}
-        (folder / f"process-{group.rank}.json").write_text(json.dumps(found))
+    found["threads"] = [name for name in threads() if "gloo" in name]
+    (folder / f"process-{group.rank}.json").write_text(json.dumps(found))
+
+
+def threads() -> list[str]:
+    """Names of this process's threads, those outside Python too; none where the system does not say."""
+    return [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
 
 
 # -- and how it compares -------------------------------------------------------------------------------------------------------------------
@@ -202,6 +208,11 @@ WATCHES: dict[str, Watch] = {}
 def seen(folder: Path, scenario: Callable[..., Any]) -> list[Any]:
     """What the first and the second process report."""
     return [json.loads((folder / f"process-{rank}.json").read_text())[scenario.__name__] for rank in (0, 1)]
+
+
+def test_a_group_leaves_no_threads(folder: Path) -> None:
+    """One that is left while the interpreter ends can abort the process."""
+    assert [json.loads((folder / f"process-{rank}.json").read_text())["threads"] for rank in (0, 1)] == [[], []]
 
 
 def test_exchanges(folder: Path) -> None:

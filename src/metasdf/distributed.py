@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,9 @@ def processes(device: torch.device, *, threads: int | None = None) -> Iterator[G
         torch.cuda.set_device(device)
     elif threads is None and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun itself sets 1 where nothing is set
         torch.set_num_threads(max(1, _cores() // local))
+    # Its functions have the group of the day as a default argument. Loaded later (an optimiser does), it would keep the group's threads alive past
+    # the end below, and they can abort the process while Python ends.
+    importlib.import_module("torch.distributed.nn")
     try:
         dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
