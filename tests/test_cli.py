@@ -110,7 +110,7 @@ def test_training_says_what_it_made(data: Path, trained: tuple[Path, Result]) ->
     assert result.stdout.startswith("done: 12 steps in ") and "validation MSE " in result.stdout and "(field units, 20 shapes)" in result.stdout
     assert f"prior: {path / 'prior.safetensors'}" in result.stdout
     assert f"next: metasdf evaluate {path} --data {data}" in result.stdout
-    assert result.stderr.startswith("memory: about ")
+    assert result.stderr.startswith("products: ") and "\nmemory: about " in result.stderr
     assert "\nstep 1  epoch " in result.stderr and "\nstep 12: validation MSE " in result.stderr
 
 

@@ -32,6 +32,7 @@ from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data import loader
 from metasdf.data.store import Store, StoreWriter
+from metasdf.devices import bfloat16_pays
 from metasdf.errors import CheckpointError, MetaSDFError, TrainingError, UsageError
 from metasdf.experiments import Experiment, experiment
 from metasdf.fields import FieldSpec, Layer, Params, field, initialise
@@ -88,6 +89,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_circles(tmp_path_factory.mktemp("train") / "circles")
 
 
+CPU_TRAIN = {"warmup": 2, "ema": 0.9, "products": "bfloat16"}
+
+
 def tiny(rule: str = "dense", *, preset: str = "cpu", field: dict[str, Any] | None = None, **train: Any) -> Experiment:
     e = experiment(f"mnist-{rule}", preset=preset)
     return replace(
@@ -96,7 +100,7 @@ def tiny(rule: str = "dense", *, preset: str = "cpu", field: dict[str, Any] | No
         inner=replace(e.inner, steps=2),
         method=replace(e.method, code_dim=16, encoder=replace(e.method.encoder, width=16), full=replace(e.method.full, width=16),
                        codes=replace(e.method.codes, steps=5)),
-        train=replace(e.train, **{"batch": BATCH, "warmup": 2, "ema": 0.9, **train} if preset == "cpu" else {"batch": BATCH, **train}),
+        train=replace(e.train, **{**(CPU_TRAIN if preset == "cpu" else {}), "batch": BATCH, **train}),
     )  # fmt: skip
 
 
@@ -818,6 +822,22 @@ def test_validation_uses_averages_at_full_precision_and_gives_all_back(store: St
         raise Killed
     assert model.products == torch.bfloat16
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_products_are_in_what_is_faster_here(pays: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "bfloat16_pays", lambda device: pays)
+    watch = Watch()
+    ours = trainer(tmp_path / "run", store, tiny(products="auto"), watch=watch)
+    assert ours.model.products == ours.products == (torch.bfloat16 if pays else None)
+    assert watch.said == ["products: bfloat16" if pays else "products: float32, bfloat16 is no faster here"]
+    assert ours.export().card["training"]["products"] == ("bfloat16" if pays else "float32")
+    sine = tiny(products="auto", field={"activation": "sine", "init": "standard"})
+    assert trainer(tmp_path / "sine", store, sine).products is None
+
+
+def test_bfloat16_is_tried_out() -> None:
+    assert bfloat16_pays(CPU) in (True, False)
 
 
 def test_validation_is_what_the_saved_prior_shows(store: Store, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from metasdf.conditioning.codes import CODES
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader
 from metasdf.data.store import Store
+from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, to_dict
@@ -152,9 +153,9 @@ class Trainer:
             load_into(self.model, self.init, e)
         self.model.to(self.device)
         self.head = Distance(e.outer_norm)
-        self.products = PRODUCTS[e.train.products]
+        self.products = self._products()
         self.model.products = self.products
-        self.optimiser = GroupedAdam(_parameter_groups(self.model, e), lr=e.train.lr)
+        self.optimiser = GroupedAdam(_parameter_groups(self.model, e, products=self.products), lr=e.train.lr)
         self.ema = {name: p.detach().clone() for name, p in self._lasting()} if e.train.ema else None
         self.step = 0
         self.bad_steps = 0  # in a row
@@ -163,6 +164,16 @@ class Trainer:
         self.stop_signal: int | None = None  # what all processes know
         self._signal: int | None = None  # what this one was sent
         self._saved = False
+
+    def _products(self) -> torch.dtype | None:
+        """Precision of the matrix products, the same in all processes. Of "auto", bfloat16 where the field allows it and all devices gain by it."""
+        t, field_allows = self.experiment.train, self.experiment.field.activation != "sine"
+        slow = t.products == "auto" and not (field_allows and bfloat16_pays(self.device))
+        (float32,) = self.group.agree(float(slow))
+        if t.products != "auto":
+            return PRODUCTS[t.products]
+        self.monitor.say(f"products: {'float32' if float32 else 'bfloat16'}" + (", bfloat16 is no faster here" if float32 and field_allows else ""))
+        return None if float32 else torch.bfloat16
 
     # -- the loop ----------------------------------------------------------------------------------------------------------------------
 
@@ -354,7 +365,7 @@ class Trainer:
         card = {
             "data": {k: meta[k] for k in ("source", "licence", "resolution") if k in meta} | {"fingerprint": self.store.fingerprint},
             "training": {"steps": self.step, "seconds": round(self.elapsed, 1), "shapes": len(self.loader.indices), "commit": self.commit,
-                         "init": init, "device": str(self.device), "torch": torch.__version__},
+                         "init": init, "products": "bfloat16" if self.products else "float32", "device": str(self.device), "torch": torch.__version__},
             "validation": validation or {},
         }  # fmt: skip
         return Prior(self.experiment, model, card=card)
@@ -530,7 +541,7 @@ def training_shapes(store: Store, experiment: Experiment) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng((experiment.train.seed, SUBSET)).choice(indices, shapes, replace=False))
 
 
-def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[str, Any]]:
+def _parameter_groups(model: Conditioner, experiment: Experiment, *, products: torch.dtype | None) -> list[dict[str, Any]]:
     """Rates, codes, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
     t = experiment.train
     kinds: dict[str, dict[str, list[Tensor]]] = {}  # of parameters: whose they are, and who steps them
@@ -542,7 +553,7 @@ def _parameter_groups(model: Conditioner, experiment: Experiment) -> list[dict[s
     lr = {("theta", "adam"): t.lr, ("theta", "muon"): t.lr_muon, ("rates", "adam"): t.lr if t.lr_rates is None else t.lr_rates,
           ("curvature", "adam"): t.lr, ("curvature", "muon"): t.lr_curvature,
           (CODES, "adam"): t.lr if t.lr_codes is None else t.lr_codes}  # fmt: skip
-    how: dict[str, dict[str, Any]] = {"muon": {"orthogonal": True, "products": PRODUCTS[t.products]}, CODES: {"rows": True}}
+    how: dict[str, dict[str, Any]] = {"muon": {"orthogonal": True, "products": products}, CODES: {"rows": True}}
     return [
         {"params": kinds[own][who], "base_lr": value, **how.get(who, how.get(own, {}))}
         for (own, who), value in lr.items() if who in kinds.get(own, {})
@@ -557,6 +568,6 @@ def _check_fits(e: Experiment, loader: Loader) -> None:
     if e.field.out_dim != Distance.channels:
         raise UsageError(f"the field has {e.field.out_dim} outputs, a distance is {Distance.channels}",
                          fix=f"--set field.out_dim={Distance.channels}")  # fmt: skip
-    if e.field.activation == "sine" and e.train.products != "float32":
+    if e.field.activation == "sine" and e.train.products == "bfloat16":
         raise UsageError(f"a sine field cannot be trained with {e.train.products} products", cause="sin(w0 z) needs its argument at full precision",
                          fix="--set train.products=float32")  # fmt: skip
