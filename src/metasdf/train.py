@@ -364,8 +364,9 @@ class Trainer:
         init = self.init.card.get("training", {}) | {"prior": self.init.name} if self.init else None
         card = {
             "data": {k: meta[k] for k in ("source", "licence", "resolution") if k in meta} | {"fingerprint": self.store.fingerprint},
-            "training": {"steps": self.step, "seconds": round(self.elapsed, 1), "shapes": len(self.loader.indices), "commit": self.commit, "init": init,
-                         "products": "bfloat16" if self.products else "float32", "device": str(self.device), "torch": torch.__version__},
+            "training": {"steps": self.step, "seconds": round(self.elapsed, 1), "shapes": len(self.loader.indices), "commit": self.commit,
+                         "init": init, "products": "bfloat16" if self.products else "float32", "device": str(self.device),
+                         "torch": torch.__version__},
             "validation": validation or {},
         }  # fmt: skip
         return Prior(self.experiment, model, card=card)
