@@ -152,8 +152,8 @@ def draw_contexts(store: Store, indices: NDArray[np.int64], prior: Prior, settin
     parts = [loader.tasks(repeated[first : first + len(indices)], epoch=epoch).context
              for epoch, first in enumerate(range(0, setting.shapes, len(indices)))]  # fmt: skip
     x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-    truth = torch.from_numpy(np.stack([loader.shapes[int(i)].s for i in repeated]))
-    return Contexts(Observations(x, y), truth, torch.from_numpy(loader.shapes.grid))
+    judged = [loader.shapes.judged(int(i)) for i in repeated]
+    return Contexts(Observations(x, y), torch.from_numpy(np.stack([each.s for each in judged])), torch.from_numpy(judged[0].x))
 
 
 def cut(context: Observations, batch: int) -> list[Observations]:

@@ -22,7 +22,7 @@ from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig
 from metasdf.conditioning.latent import LATENT_RATE_KINDS, LatentLoop, LatentLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec, Params, field
-from metasdf.heads import Distance, Head
+from metasdf.heads import Distance, DistanceAndSign, Head
 from metasdf.tasks import RULES, Draw, Observations, ShapeSamples, TaskBatch, stack
 
 TASKS, CONTEXT, QUERY = 3, 24, 16
@@ -30,9 +30,9 @@ TASKS, CONTEXT, QUERY = 3, 24, 16
 Make = Callable[[int, torch.Generator], Conditioner]
 
 
-def metasdf(*, field: dict | None = None, **config: object) -> Make:
+def metasdf(*, field: dict | None = None, head: type[Head] | None = None, **config: object) -> Make:
     spec, loop = {"width": 8, "hidden_layers": 1, **(field or {})}, InnerLoopConfig(**{"steps": 3, "init_rate": 1e-2, **config})
-    return lambda d, generator: MetaSDF(FieldSpec(in_dim=d, **spec), loop, generator=generator)
+    return lambda d, generator: MetaSDF(FieldSpec(in_dim=d, **spec), loop, head=None if head is None else head(), generator=generator)
 
 
 def decoder(kind: str, d: int, generator: torch.Generator) -> Decoder:
@@ -69,6 +69,8 @@ METHODS: dict[str, Make] = {
     "metasdf-fourier": metasdf(field={"frequencies": 3}, rates="tensor"),
     "metasdf-geometric-fourier": metasdf(field={"init": "geometric", "frequencies": 2}),
     "metasdf-sine": metasdf(field={"activation": "sine", "w0": 10.0}, init_rate=1e-3),
+    "metasdf-composite": metasdf(field={"out_dim": 2}, head=DistanceAndSign),
+    "metasdf-composite-autograd": metasdf(field={"out_dim": 2}, head=DistanceAndSign, gradient="autograd"),
     "cnp-4": encode_decode(4, "bias"),
     "cnp-9": encode_decode(9, "bias"),
     "set-encoder-hypernetwork": encode_decode(4, "full"),

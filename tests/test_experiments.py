@@ -14,10 +14,11 @@ from metasdf.errors import UsageError
 from metasdf.experiments import EXPERIMENTS, METHODS, PRESETS, Experiment, TrainConfig, experiment, from_dict, override, to_dict
 
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
+every_2d = pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("mnist-")])
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
-@every_experiment
+@every_2d
 def test_the_paper_preset_is_the_supplement(name: str) -> None:
     """Supplement 2.2.2 and 2.2.4; that the optimiser is Adam is seen in test_train."""
     e = experiment(name, preset="paper")
@@ -49,7 +50,23 @@ def test_the_methods_are_the_supplements() -> None:
     assert all(m.bias.layers == (0, 2) for m in e.values()) and (e["hyper"].full.layers, e["hyper"].full.width) == (3, 256)
 
 
-@every_experiment
+@pytest.mark.parametrize("category", ["planes", "tables", "chairs"])
+def test_the_paper_preset_in_3d_is_the_supplement(category: str) -> None:
+    """Supplement 3.2.2 and 3.2.3; points and clipping from the authors' code."""
+    dense, levelset, partial = (experiment(f"{category}-{rule}", preset="paper") for rule in ("dense", "levelset", "partial"))
+    assert (dense.field.width, len(dense.field.shapes) - 1, dense.field.out_dim, dense.head) == (512, 8, 2, "distance_sign")
+    assert (levelset.field.width, len(levelset.field.shapes) - 1, levelset.field.out_dim, levelset.head) == (512, 5, 1, "distance")
+    for e in (dense, levelset):
+        assert e.category == category and (e.inner_norm, e.outer_norm) == ("l1", "l1") and e.field.in_dim == 3
+        assert (e.inner.steps, e.inner.init_rate, e.inner.rates) == (5, 5e-3, "parameter_step")
+        assert (e.train.batch, e.train.lr, e.train.optimiser, e.train.schedule, e.train.clip_value) == (64, 5e-4, "adam", "halve", 0.5)
+    assert [at * dense.train.epochs for at in dense.train.halve_at] == [350] and dense.train.epochs == 500
+    assert [at * levelset.train.epochs for at in levelset.train.halve_at] == [500, 1000, 1500] and levelset.train.epochs == 2000
+    assert (dense.n_context, dense.n_query, dense.n_test, levelset.n_test) == (12_000, 12_000, 50_000, 10_000)
+    assert partial.context == "partial"
+
+
+@every_2d
 def test_the_cpu_preset_keeps_network_and_test(name: str) -> None:
     cpu, paper = experiment(name), experiment(name, preset="paper")
     assert cpu.preset == "cpu" and cpu.name == paper.name == name
@@ -132,7 +149,7 @@ BAD = [
     ("train.batch", "none", "cannot set train.batch to 'none'", "--show"),
     ("train.schedule", "linear", "cannot set train.schedule to 'linear'", "--show"),
     ("inner.checkpoint", "1", "cannot set inner.checkpoint to '1'", "--show"),
-    ("context", "partial", "cannot set context to 'partial'", "--show"),
+    ("context", "sparse", "cannot set context to 'sparse'", "--show"),
 ]
 
 
@@ -168,7 +185,7 @@ def test_values_without_sense_are_refused(setting: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"colour": 1}, "no field colour"), ({"train": None}, "TrainConfig must be a group"), ({"n_context": "many"}, "n_context cannot be 'many'"),
-     ({"n_context": True}, "n_context cannot be True"), ({"context": "partial"}, "context cannot be 'partial'"),
+     ({"n_context": True}, "n_context cannot be True"), ({"context": "sparse"}, "context cannot be 'sparse'"),
      ({"train": {"lr": None}}, "lr cannot be None"), ({"train": {"speed": 1}}, "TrainConfig has no field speed"),
      ({"inner": {"checkpoint": 1}}, "checkpoint cannot be 1"), ({"train": {"batch": 0}}, "batch must be at least 1")],
 )  # fmt: skip

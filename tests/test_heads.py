@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
-from metasdf.heads import Distance
+from metasdf.heads import Distance, DistanceAndSign, make_head
 
 NORMS = ["l1", "squared"]
 SHAPES = [(7, 1), (3, 7, 1), (2, 3, 7, 1), (3, 1, 1)]
@@ -128,3 +130,75 @@ def test_annotated_shapes_are_executed() -> None:
     out, y = pair((3, 7, 1))
     with pytest.raises(jaxtyping.TypeCheckError):
         Distance().loss(out, y.squeeze(-1))
+
+
+# -- distance and sign (supplement 3.2.2) --------------------------------------------------------------------------------------------------
+
+
+def composite(*log_scale: float) -> DistanceAndSign:
+    head = DistanceAndSign().double()
+    with torch.no_grad():
+        head.log_scale.copy_(torch.tensor(log_scale, dtype=torch.float64))
+    return head
+
+
+def two(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    out = torch.randn(*shape[:-1], 2, generator=g, dtype=torch.float64)
+    y = torch.randn(shape, generator=g, dtype=torch.float64)
+    y[..., 0, :] = 0.0  # on the surface
+    return out, y
+
+
+def test_the_composite_loss_in_numbers() -> None:
+    """bce / (2 s0^2) + l1 / (2 s1^2) + log(s0 s1) for s0 = 2, s1 = 1/2, one point outside at distance 0.3."""
+    out, y = torch.tensor([[[0.5, 0.0]]], dtype=torch.float64), torch.tensor([[[0.3]]], dtype=torch.float64)
+    expected = math.log(2) / 8 + 0.2 / (2 * 0.25) + math.log(2 * 0.5)
+    assert composite(math.log(2), math.log(0.5)).loss(out, y).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_logit_says_outside() -> None:
+    """The right sign costs little, the wrong one much; a point of the surface is neither."""
+    head = composite(0.0, 0.0)
+    out = torch.tensor([[[0.0, 9.0]]], dtype=torch.float64)
+    cost = [head.loss(out, torch.full((1, 1, 1), s, dtype=torch.float64)).item() for s in (1e-9, -1e-9, 0.0)]
+    assert cost[0] == pytest.approx(0, abs=1e-3) and cost[1] == pytest.approx(4.5, abs=1e-3) and cost[2] == pytest.approx(2.25, abs=1e-3)
+    assert head.to_sdf(torch.tensor([[-0.5, 3.0], [0.5, 3.0], [-0.5, -3.0], [0.5, -3.0]])).flatten().tolist() == [0.5, 0.5, -0.5, -0.5]
+
+
+@every_shape
+def test_the_composite_gradient_and_its_tangent_are_those_of_the_loss(shape: tuple[int, ...]) -> None:
+    head = composite(0.3, -0.4)
+    out, y = two(shape)
+    out.requires_grad_()
+    (by_autograd,) = torch.autograd.grad(head.loss(out, y).sum(), out)
+    torch.testing.assert_close(head.output_grad(out, y), by_autograd, rtol=1e-12, atol=1e-14)
+    tangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    _, expected = torch.autograd.functional.jvp(lambda o: head.output_grad(o, y), out.detach(), tangent)
+    found = head.output_grad_tangent(out, y, tangent)
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_best_scales_balance_the_losses() -> None:
+    """Kendall: at the minimum in s, s0^2 is the cross-entropy and s1^2 the l1 error."""
+    head, (out, y) = composite(0.0, 0.0), two((1, 50, 1))
+    optimiser = torch.optim.LBFGS([head.log_scale], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = head.loss(out, y).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    target = torch.heaviside(y, torch.tensor(0.5, dtype=torch.float64))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(out[..., 1:], target)
+    l1 = (out[..., :1] - y).abs().mean()
+    torch.testing.assert_close(torch.exp(2 * head.log_scale.detach()), torch.stack((bce, l1)), rtol=1e-6, atol=0)
+
+
+def test_heads_by_kind() -> None:
+    assert isinstance(make_head("distance_sign", "l1"), DistanceAndSign)
+    head = make_head("distance", "l1")
+    assert isinstance(head, Distance) and head.norm == "l1"

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig, Rates, inner_gradient, inner_gradient_autograd, inner_loop
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec, Layer, Params, encode, field
-from metasdf.heads import Distance, Head
+from metasdf.heads import Distance, DistanceAndSign, Head
 from metasdf.tasks import Observations
 
 SPECS = {
@@ -328,6 +328,31 @@ def test_inner_gradient_twins(name: str, norm: str) -> None:
         theirs = inner_gradient_autograd(phi, context, spec, head)
         assert [t.shape for t in tensors(ours)] == [(TASKS, *s) for out, inn in spec.shapes for s in ((out, inn), (out,))]
         assert_close(tensors(ours), tensors(theirs), 1e-13)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sine"])
+@pytest.mark.parametrize("blend", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_head_that_learns_gets_the_same_gradient_in_every_form(activation: str, blend: float, checkpoint: bool) -> None:
+    """The weights of the composite loss shape every inner step, and learn by it: in closed form as by autograd."""
+    spec = FieldSpec(in_dim=3, out_dim=2, width=6, hidden_layers=1, activation=activation, w0=5.0)
+    context, query = observe(3, TASKS), observe(3, TASKS, seed=1)
+    results = []
+    for gradient in ("fused", "explicit", "autograd"):
+        model = MetaSDF(spec, InnerLoopConfig(steps=STEPS, init_rate=0.05, gradient=gradient, checkpoint=checkpoint and gradient != "autograd"),
+                        head=DistanceAndSign(), generator=seeded(0)).double()  # fmt: skip
+        model.second_order = blend
+        with torch.no_grad():
+            model.head.log_scale.copy_(torch.tensor([0.2, -0.3]))
+        outer = DistanceAndSign().double()
+        loss = outer.loss(field(model(context), query.x, spec), query.y).sum()
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        results.append((loss, *torch.autograd.grad(loss, parameters, allow_unused=True)))
+        if not blend:  # first order: the steps are constants
+            assert results[-1][1 + names.index("head.log_scale")] is None
+    for ours in results[:2]:
+        for a, b in zip(ours, results[2], strict=True):
+            assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, rtol=1e-10, atol=1e-13))
 
 
 @every_spec

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from metasdf.conditioning.base import Conditioner
-from metasdf.data.loader import Loader
+from metasdf.data.loader import Loader, rows_of
 from metasdf.data.store import Store
 from metasdf.fields import field
 from metasdf.heads import Head
@@ -45,13 +45,11 @@ def grid_errors(
     every_step=False judges the last step alone, at half the time.
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
-    grid = torch.from_numpy(loader.shapes.grid).to(device)
     values = np.empty((0,))
     for start in range(0, len(indices), batch):
         part = indices[start : start + batch]
         context = loader.tasks(part).context.to(device)
-        truth = torch.from_numpy(np.stack([loader.shapes[int(i)].s for i in part])).to(device)
-        x = grid.expand(len(part), -1, -1)
+        x, truth = (torch.from_numpy(np.stack(column)).to(device) for column in zip(*(loader.shapes.judged(int(i)) for i in part), strict=True))
         errors = []
         for params in model.trajectory(context, steps=steps)[0 if every_step else -1 :]:
             s = head.to_sdf(field(params, x, model.spec))
@@ -80,7 +78,7 @@ DEFINITION = {
 
 def evaluate(
     prior: Prior, store: Store, *, split: str = "test", runs: int = 1, seed: int = 0, limit: int | None = None, batch: int = 8,
-    steps: int | None = None, device: torch.device | None = None, progress: bool | Report = True,
+    steps: int | None = None, category: str | None = None, device: torch.device | None = None, progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Every shape of a split, each run with its own draw of context points (seed, seed + 1, ...). The result is ready for JSON.
 
@@ -90,7 +88,7 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     e = prior.experiment
-    indices = spread(store.split(split), limit)
+    indices = spread(rows_of(store, split, category or e.category), limit)
     model = prior.to(device).conditioner
     stepwise = indices[: STEPWISE if model.inner_steps else 0]
     total = len(stepwise) + runs * len(indices)

@@ -22,8 +22,8 @@ from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
-from metasdf.geometry.frame import Frame, bounding_box
-from metasdf.heads import Distance, Head
+from metasdf.geometry.frame import Frame, bounding_box, unit_ball
+from metasdf.heads import DistanceAndSign, Head, make_head
 from metasdf.tasks import Observations
 
 SHIPPED = Path(__file__).parent / "priors"
@@ -33,7 +33,7 @@ MAX_CONTEXT = 50_000  # more observations than this are subsampled: nothing is g
 
 def build_conditioner(experiment: Experiment, *, n_tasks: int = 0, generator: torch.Generator | None = None) -> Conditioner:
     """The conditioner of an experiment, fresh. n_tasks: codes for so many training shapes, where the method has codes."""
-    m, spec, head = experiment.method, experiment.field, Distance(experiment.inner_norm)
+    m, spec, head = experiment.method, experiment.field, make_head(experiment.head, experiment.inner_norm)
     if m.kind == "metasdf":
         return MetaSDF(spec, experiment.inner, head=head, generator=generator)
     decoder: Decoder
@@ -58,7 +58,7 @@ class Prior(nn.Module):
         super().__init__()
         self.experiment = experiment
         self.conditioner = conditioner
-        self.head: Head = Distance(experiment.outer_norm)
+        self.head: Head = make_head(experiment.head, experiment.outer_norm)
         self.extent = extent
         self.card = card or {}
 
@@ -88,7 +88,7 @@ class Prior(nn.Module):
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
-        return bounding_box(surface, extent=self.extent)
+        return bounding_box(surface, extent=self.extent) if self.dim == 2 else unit_ball(surface)
 
     @overload
     def adapt(
@@ -221,7 +221,8 @@ class SDF:
     def save(self, path: str | Path) -> None:
         """Write the SDF as one safetensors file; `metasdf.load_sdf` reads it."""
         tensors = {f"{index}.{key}": t for index, layer in enumerate(self.params) for key, t in layer._asdict().items()}
-        state = {"field": to_dict(self.spec), "norm": getattr(self.head, "norm", "squared"), "centre": list(self.frame.centre),
+        state = {"field": to_dict(self.spec), "norm": getattr(self.head, "norm", "squared"),
+                 "head": "distance_sign" if isinstance(self.head, DistanceAndSign) else "distance", "centre": list(self.frame.centre),
                  "scale": self.frame.scale, "prior": self.prior}  # fmt: skip
         save_state(Path(path), tensors, state, kind="sdf")
 
@@ -231,7 +232,8 @@ def load_sdf(path: str | Path) -> SDF:
     tensors, state = load_state(Path(path), kind="sdf")
     spec = from_dict(FieldSpec, state["field"])
     params = tuple(Layer(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(spec.shapes)))
-    return SDF([params], spec, Distance(state["norm"]), Frame(tuple(state["centre"]), state["scale"]), prior=state["prior"])
+    head = make_head(state.get("head", "distance"), state["norm"])
+    return SDF([params], spec, head, Frame(tuple(state["centre"]), state["scale"]), prior=state["prior"])
 
 
 def shipped() -> list[str]:

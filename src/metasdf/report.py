@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metasdf.conditioning.base import Conditioner
-from metasdf.data.loader import Loader
+from metasdf.data.loader import ImageShapes, Loader
 from metasdf.data.store import Store
 from metasdf.experiments import Experiment
 from metasdf.fields import field
 from metasdf.files import write_whole
 from metasdf.geometry.image import contour_lines
-from metasdf.heads import Distance
+from metasdf.heads import make_head
 
 FloatArray = NDArray[np.floating]
 
@@ -72,12 +72,13 @@ def fit_steps(
         store, indices=indices, rule=experiment.context, n_context=experiment.n_test, n_query=0, batch=len(indices), seed=experiment.train.seed
     )
     context = loader.tasks(indices).context
-    head, side = Distance(experiment.outer_norm), loader.shapes.resolution
-    x = torch.from_numpy(loader.shapes.grid).to(device).expand(len(indices), -1, -1)
+    shapes = ImageShapes(store)
+    head, side = make_head(experiment.head, experiment.outer_norm), shapes.resolution
+    x = torch.from_numpy(shapes.grid).to(device).expand(len(indices), -1, -1)
     path = model.trajectory(context.to(device))
     fields = torch.stack([head.to_sdf(field(params, x, model.spec)) for params in path], 1).cpu().numpy().reshape(len(indices), len(path), side, side)
     return [
-        Steps(context.x[k].numpy(), context.y[k, :, 0].numpy(), fields[k], loader.shapes[int(i)].s.reshape(side, side),
+        Steps(context.x[k].numpy(), context.y[k, :, 0].numpy(), fields[k], shapes[int(i)].s.reshape(side, side),
               labels[k] if labels else f"shape {int(i)}")
         for k, i in enumerate(indices)
     ]  # fmt: skip

@@ -48,7 +48,7 @@ class Draw(NamedTuple):
     query_y: np.ndarray
 
 
-ContextRule = Literal["dense", "levelset"]
+ContextRule = Literal["dense", "levelset", "partial"]
 
 
 def draw_surface(rng: np.random.Generator, surface: np.ndarray, n: int) -> np.ndarray:
@@ -77,7 +77,8 @@ def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n
     return Draw(points, np.zeros((n_context, 1), points.dtype), shape.x[q], shape.s[q])
 
 
-RULES: dict[str, Callable[..., Draw]] = {"dense": dense, "levelset": levelset}
+# partial: what one depth camera sees, drawn as the level set is; the loader gives such a view as the shape's surface
+RULES: dict[ContextRule, Callable[..., Draw]] = {"dense": dense, "levelset": levelset, "partial": levelset}
 
 
 def stack(tasks: list[int], draws: list[Draw]) -> TaskBatch:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as setting
@@ -24,20 +24,21 @@ from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.codes import CODES
 from metasdf.conditioning.metasdf import MetaSDF
-from metasdf.data.loader import Loader
+from metasdf.data.loader import Loader, rows_of
 from metasdf.data.store import Store
 from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, to_dict
 from metasdf.fields import field
-from metasdf.heads import Distance, Head
+from metasdf.heads import Head, make_head
 from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
 from metasdf.optim import GroupedAdam
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
 from metasdf.transfer import load_into
 
+OUTER = "outer"  # prefix of the outer loss's own parameters
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_ASPECT = 4  # nor are those that give so many times more outputs: a hypernetwork's last layer
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
@@ -152,10 +153,10 @@ class Trainer:
         if self.init is not None:
             load_into(self.model, self.init, e)
         self.model.to(self.device)
-        self.head = Distance(e.outer_norm)
+        self.head = make_head(e.head, e.outer_norm).to(self.device)
         self.products = self._products()
         self.model.products = self.products
-        self.optimiser = GroupedAdam(_parameter_groups(self.model, e, products=self.products), lr=e.train.lr)
+        self.optimiser = GroupedAdam(_parameter_groups(self._parameters(), e, products=self.products), lr=e.train.lr)
         self.ema = {name: p.detach().clone() for name, p in self._lasting()} if e.train.ema else None
         self.step = 0
         self.bad_steps = 0  # in a row
@@ -234,7 +235,7 @@ class Trainer:
     def _train_step(self, *, save: bool = False) -> float:
         t = self.experiment.train
         progress = self.limit.progress(self.step, self.elapsed)
-        factor = schedule(t.schedule, progress) * min(1.0, (self.step + 1) / t.warmup if t.warmup else 1.0)
+        factor = schedule(t.schedule, progress, t.halve_at) * min(1.0, (self.step + 1) / t.warmup if t.warmup else 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
@@ -243,6 +244,8 @@ class Trainer:
         loss = meta_gradient(self.model, self.head, batch, products=self.products, at_once=self.at_once, of=self.loader.batch_size)
         if self.group.size > 1:
             self._sum_gradients(loss)
+        if t.clip_value is not None:
+            torch.nn.utils.clip_grad_value_([p for _, p in self._lasting()], t.clip_value)
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._lasting()], t.clip or math.inf)
         value = float(loss)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
@@ -265,13 +268,19 @@ class Trainer:
 
     def _lasting(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters by name, without the codes of training shapes: no prior keeps those, and no batch sees more than a few."""
-        return ((name, p) for name, p in self.model.named_parameters() if name != CODES)
+        return ((name, p) for name, p in self._parameters() if name != CODES)
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is trained: the model, and what the outer loss learns of itself."""
+        yield from self.model.named_parameters()
+        yield from self.head.named_parameters(prefix=OUTER)
 
     def _sum_gradients(self, loss: Tensor) -> None:
-        for p in self.model.parameters():
+        parameters = [p for _, p in self._parameters()]
+        for p in parameters:
             if p.grad is not None and p.grad.is_sparse:  # each process has the rows of its own tasks
                 p.grad = p.grad.to_dense()
-        self.group.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
+        self.group.sum([loss, *(p.grad for p in parameters if p.grad is not None)])
 
     def _skip(self, loss: float) -> None:
         """A batch on which the inner loop diverged is left out; a row of them ends the training; the last checkpoint is kept."""
@@ -301,7 +310,7 @@ class Trainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model with its averaged weights and full-precision products, as it will be used."""
-        current = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        current = {name: p.detach().clone() for name, p in self._parameters()}
         self.model.products = None
         try:
             self._assign(self.ema or current)
@@ -315,16 +324,17 @@ class Trainer:
         from metasdf.evaluate import grid_errors
 
         split = "val" if len(self.store.splits.get("val", ())) else "train"
+        indices = rows_of(self.store, split, self.experiment.category)
         shapes = math.ceil(self.validation_shapes / (10 if self.experiment.method.kind == "codes" else 1))
         with self.averaged():
             errors = grid_errors(
-                self.model, self.head, self.store, indices=self.store.splits[split][:shapes], rule=self.experiment.context,
+                self.model, self.head, self.store, indices=indices[:shapes], rule=self.experiment.context,
                 n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device, every_step=False,
             )  # fmt: skip
-            if self.pictures:
+            if self.pictures and self.experiment.field.in_dim == 2:
                 from metasdf.report import draw_steps
 
-                draw_steps(self.model, self.store, self.store.splits[split][:4], self.experiment,
+                draw_steps(self.model, self.store, indices[:4], self.experiment,
                            path=self.run / "pictures" / f"step-{self.step:07d}.png", device=self.device)  # fmt: skip
         return self._row(val_mse=errors.mse[-1], val_mae=errors.mae[-1], val_n=errors.n)
 
@@ -348,7 +358,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that training changes."""
-        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self._parameters()}
         for name, p in (self.ema or {}).items():
             tensors[f"ema.{name}"] = p
         for index, values in self.optimiser.state_dict()["state"].items():
@@ -359,7 +369,7 @@ class Trainer:
     def export(self, validation: dict[str, float] | None = None) -> Prior:
         model = build_conditioner(self.experiment)
         weights: dict[str, Tensor] = self.ema or dict(self._lasting())
-        model.load_state_dict({name: p.detach().cpu() for name, p in weights.items()})
+        model.load_state_dict({name: p.detach().cpu() for name, p in weights.items() if not name.startswith(OUTER)})
         meta = self.store.meta
         init = self.init.card.get("training", {}) | {"prior": self.init.name} if self.init else None
         card = {
@@ -414,7 +424,7 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         try:
-            names = [name for name, _ in self.model.named_parameters()]
+            names = [name for name, _ in self._parameters()]
             expected = {f"model.{name}" for name in names} | {f"ema.{name}" for name in self.ema or ()}
             if any(name.startswith("optimiser.") for name in tensors):  # none before the first step
                 expected |= {f"optimiser.{i}.{key}" for i, keys in self.optimiser.fresh_state().items() for key in keys}
@@ -440,7 +450,7 @@ class Trainer:
 
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:
-        for name, p in self.model.named_parameters():
+        for name, p in self._parameters():
             if name not in values:
                 continue  # codes, which have no average
             if values[name].shape != p.shape:
@@ -465,7 +475,7 @@ class Trainer:
         needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products), first_order=e.train.order == "first")
         if isinstance(model, MetaSDF) and (model.config.checkpoint or not self.may_checkpoint):
             needs = {model.config.checkpoint: needs[model.config.checkpoint]}
-        fixed = 5 * model_bytes(model.parameters())  # parameters, gradients, two moments, averages
+        fixed = 5 * model_bytes(p for _, p in self._parameters())  # parameters, gradients, two moments, averages
         choice = choose(tasks, needs, fixed=fixed, free=0.9 * free, split=e.train.split)
         if choice is None:
             fewest = min(e.train.split or 1, tasks)
@@ -507,7 +517,9 @@ class Trainer:
                 signal.signal(s, handler)
 
 
-def schedule(kind: str, progress: float) -> float:
+def schedule(kind: str, progress: float, halve_at: Sequence[float] = ()) -> float:
+    if kind == "halve":
+        return 0.5 ** sum(progress >= at for at in halve_at)
     return 1.0 if kind == "constant" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -536,17 +548,19 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def training_shapes(store: Store, experiment: Experiment) -> NDArray[np.int64]:
     """The training split, or as many shapes of it as `train.shapes` says, drawn by the seed."""
-    indices, shapes = store.split("train"), experiment.train.shapes
+    indices, shapes = rows_of(store, "train", experiment.category), experiment.train.shapes
     if shapes is None or shapes >= len(indices):
         return indices
     return np.sort(np.random.default_rng((experiment.train.seed, SUBSET)).choice(indices, shapes, replace=False))
 
 
-def _parameter_groups(model: Conditioner, experiment: Experiment, *, products: torch.dtype | None) -> list[dict[str, Any]]:
+def _parameter_groups(
+    parameters: Iterator[tuple[str, Tensor]], experiment: Experiment, *, products: torch.dtype | None
+) -> list[dict[str, Any]]:
     """Rates, codes, hidden weights where Muon takes them, and the rest, each with its own learning rate."""
     t = experiment.train
     kinds: dict[str, dict[str, list[Tensor]]] = {}  # of parameters: whose they are, and who steps them
-    for name, p in model.named_parameters():
+    for name, p in parameters:
         first = name.split(".")[0]
         own = first if first in ("rates", "curvature", CODES) else "theta"
         hidden = own in ("theta", "curvature") and t.optimiser == "muon" and p.dim() == 2 and min(p.shape) >= MIN_HIDDEN
@@ -566,9 +580,9 @@ def _check_fits(e: Experiment, loader: Loader) -> None:
     if e.field.in_dim != loader.shapes.dim:
         raise UsageError(f"the field takes {e.field.in_dim} coordinates, the shapes have {loader.shapes.dim}", where=loader.path,
                          fix=f"--set field.in_dim={loader.shapes.dim}")  # fmt: skip
-    if e.field.out_dim != Distance.channels:
-        raise UsageError(f"the field has {e.field.out_dim} outputs, a distance is {Distance.channels}",
-                         fix=f"--set field.out_dim={Distance.channels}")  # fmt: skip
+    channels = make_head(e.head, e.outer_norm).channels
+    if e.field.out_dim != channels:
+        raise UsageError(f"the field has {e.field.out_dim} outputs, the head {e.head} reads {channels}", fix=f"--set field.out_dim={channels}")
     if e.field.activation == "sine" and e.train.products == "bfloat16":
         raise UsageError(f"a sine field cannot be trained with {e.train.products} products", cause="sin(w0 z) needs its argument at full precision",
                          fix="--set train.products=float32")  # fmt: skip

@@ -39,7 +39,7 @@ def fused_gradient(params: Params, context: Observations, step: Step) -> Params:
     Raises ValueError where shapes do not fit the field.
     """
     check_shapes(params, context.x, step.spec)
-    return _layered(_Gradient.apply(step, context, *_flat(params)))
+    return _layered(_Gradient.apply(step, context, *step.head.parameters(), *_flat(params)))
 
 
 def descend(params: Params, rates: Params, grads: Params) -> Params:
@@ -49,8 +49,11 @@ def descend(params: Params, rates: Params, grads: Params) -> Params:
 
 
 class _Gradient(torch.autograd.Function):
+    """From the head's parameters, which it may learn, and those of the field."""
+
     @staticmethod
-    def forward(ctx: Any, step: Step, context: Observations, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, step: Step, context: Observations, *tensors: Tensor) -> tuple[Tensor, ...]:
+        flat = tensors[_learned(step.head) :]
         passes = _Pass(step, context, layers=len(flat) // 2)
         passes.run(flat)
         gradient = tuple(passes.gradient)
@@ -68,7 +71,8 @@ class _Gradient(torch.autograd.Function):
         passes.kept = list(ctx.saved_tensors)
         share = ctx.step.second_order
         product = [None if h is None else h if share == 1.0 else share * h for h in passes.hessian_product(us)]
-        return None, None, *(None if h is None else h.sum_to_size(shape) for h, shape in zip(product, ctx.shapes, strict=True))
+        learned = [share * h for h in passes.head_product()] if _learned(ctx.step.head) else []
+        return None, None, *learned, *(None if h is None else h.sum_to_size(shape) for h, shape in zip(product, ctx.shapes, strict=True))
 
 
 class _Descent(torch.autograd.Function):
@@ -98,6 +102,7 @@ class _Pass:
     backs: list[Tensor]  # dL/dh of each hidden layer, for the sine, whose slope has a slope
     gradient: list[Tensor]  # dL/dphi, weights and biases in turn, (*B, ...)
     out: Tensor
+    r_out: Tensor  # the tangent of the outputs
 
     def __init__(self, step: Step, context: Observations, *, layers: int) -> None:
         self.spec, self.head, self.context = step.spec, step.head, context
@@ -150,7 +155,8 @@ class _Pass:
                 r_zs.append(r_z)
                 r_h = self._slope(r_z, index)
                 r_inputs.append(r_h)
-        r_out = self.head.output_grad_tangent(self.out, _three(self.context.y), r_z.to(self.full))
+        self.r_out = r_z.to(self.full)
+        r_out = self.head.output_grad_tangent(self.out, _three(self.context.y), self.r_out)
         r_delta = None if r_out is None else r_out.to(self.low)  # none where the loss is piecewise linear
         r_weights: list[Tensor | None] = []
         r_deltas: list[Tensor | None] = []
@@ -169,6 +175,13 @@ class _Pass:
                 if not self.relu:  # the slope has a tangent too: sin'' = -sin
                     r_delta.addcmul_(self.backs[index - 1] * self.inputs[index], r_zs[index - 1], value=-(self.spec.w0**2))
         return self._gradients(r_weights[::-1], r_deltas[::-1])
+
+    def head_product(self) -> tuple[Tensor, ...]:
+        """After `hessian_product`: u times the derivative of g in the head's parameters. <u, g> is the derivative of the loss along u, which is
+        that in the outputs times their tangent: all that depends on the head."""
+        with torch.enable_grad():
+            along = (self.head.output_grad(self.out, _three(self.context.y)) * self.r_out).sum()
+            return torch.autograd.grad(along, list(self.head.parameters()))
 
     def _layers(self, flat: Sequence[Tensor], tasks: int) -> tuple[list[Tensor], list[Tensor]]:
         """Weights (B, out, in) and biases (B, 1, out) in the precision of the products."""
@@ -204,6 +217,10 @@ class _Pass:
             flat[0] = flat[0][..., :e] + flat[0][..., e:]
         batch = self.context.x.shape[:-2]
         return [None if t is None else t.reshape(*batch, *t.shape[1:]) for t in flat]
+
+
+def _learned(head: Head) -> int:
+    return len(list(head.parameters()))
 
 
 def _three(t: Tensor) -> Tensor:

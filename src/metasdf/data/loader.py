@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
-from metasdf.data.store import Store
+from metasdf.data.store import IMAGES, MESHES, Store
 from metasdf.errors import UsageError
 from metasdf.geometry.image import pixel_grid
 from metasdf.tasks import RULES, ContextRule, Draw, ShapeSamples, TaskBatch, stack
 
 _ORDER, _POINTS = 0, 1  # what a random stream is for: the order of an epoch, the points of one task
+JUDGED = 16_384  # samples of a 3D shape that are kept for judging, a fifth where there are few
+
+
+class Judged(NamedTuple):
+    """Points x (M, d) and signed distances s (M, 1) at which a fitted field is judged."""
+
+    x: NDArray[np.float32]
+    s: NDArray[np.float32]
+
+
+class Shapes(Protocol):
+    """The shapes of a store, by row."""
+
+    dim: int
+
+    def part(self, index: int, rng: np.random.Generator, *, samples: int, points: int, view: bool) -> ShapeSamples:
+        """At least so many samples and surface points, where there are so many. view: the points are those that one camera sees."""
+
+    def judged(self, index: int) -> Judged: ...
 
 
 class ImageShapes:
@@ -19,7 +41,7 @@ class ImageShapes:
     dim = 2
 
     def __init__(self, store: Store) -> None:
-        if store.kind != "image-sdf-2d":
+        if store.kind != IMAGES:
             raise UsageError(f"this data set holds {store.kind}, not 2D signed distance images", where=store.path,
                              fix="prepare one with: metasdf prepare mnist -o DATA")  # fmt: skip
         self._sdf, self._points, self._offsets = (store.arrays[k] for k in ("sdf", "contour_points", "contour_offsets"))
@@ -29,6 +51,85 @@ class ImageShapes:
     def __getitem__(self, index: int) -> ShapeSamples:
         first, after = self._offsets[index : index + 2]
         return ShapeSamples(self.grid, np.asarray(self._sdf[index]).reshape(-1, 1), np.asarray(self._points[first:after]))
+
+    def part(self, index: int, rng: np.random.Generator, *, samples: int, points: int, view: bool) -> ShapeSamples:
+        if view:
+            raise UsageError("a partial context needs depth views, which 2D shapes do not have", fix="use a dense or level-set experiment")
+        return self[index]
+
+    def judged(self, index: int) -> Judged:
+        """Every grid point."""
+        return Judged(self.grid, np.asarray(self._sdf[index]).reshape(-1, 1))
+
+
+class MeshShapes:
+    """Shapes of a 3D store. Their samples lie in random order, so any row and those after it are a fair draw: a task reads that part alone.
+
+    The last ones are never drawn: a fitted field is judged there.
+    """
+
+    dim = 3
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def part(self, index: int, rng: np.random.Generator, *, samples: int, points: int, view: bool) -> ShapeSamples:
+        with safe_open(self._store.item(index), framework="numpy") as file:
+            rows = file.get_slice("samples")
+            drawn = _run(rng, rows, _length(rows) - _kept(_length(rows)), samples)
+            if view:
+                surface = _view(rng, file)
+            else:
+                cloud = file.get_slice("surface")
+                surface = _run(rng, cloud, _length(cloud), points)
+        return ShapeSamples(drawn[:, :3], drawn[:, 3:], surface[:, :3])
+
+    def judged(self, index: int) -> Judged:
+        with safe_open(self._store.item(index), framework="numpy") as file:
+            rows = file.get_slice("samples")
+            found = rows[_length(rows) - _kept(_length(rows)) :]
+        return Judged(found[:, :3], found[:, 3:])
+
+
+def _kept(samples: int) -> int:
+    return min(JUDGED, samples // 5)
+
+
+def _length(rows: Any) -> int:
+    return int(rows.get_shape()[0])
+
+
+def _run(rng: np.random.Generator, rows: Any, among: int, n: int) -> NDArray[np.float32]:
+    """n rows in a row, of the first `among`; all of these where they are fewer."""
+    n = min(n, among)
+    start = int(rng.integers(among - n + 1))
+    return rows[start : start + n]
+
+
+def _view(rng: np.random.Generator, file: Any) -> NDArray[np.float32]:
+    offsets = file.get_tensor("view_offsets")
+    if len(offsets) < 2:
+        raise ValueError("the shape has no depth views")
+    k = int(rng.integers(len(offsets) - 1))
+    return file.get_slice("views")[int(offsets[k]) : int(offsets[k + 1])]
+
+
+def shapes_of(store: Store) -> Shapes:
+    return MeshShapes(store) if store.kind == MESHES else ImageShapes(store)
+
+
+def rows_of(store: Store, split: str, category: str | None) -> NDArray[np.int64]:
+    """Rows of a split, of one category if that is given. Raises UsageError where there is none."""
+    rows = store.split(split)
+    if category is None:
+        return rows
+    categories = [facts.get("category") for facts in store.meta.get("shapes", ())]
+    found = rows[[categories[row] == category for row in rows]] if categories else rows[:0]
+    if not len(found):
+        known = ", ".join(sorted({str(categories[row]) for row in rows})) if categories else "no categories"
+        raise UsageError(f"the split {split} holds no {category}", where=store.path, cause=f"it has: {known}",
+                         fix="give another --data, or --set category=NAME (none: all)")  # fmt: skip
+    return found
 
 
 class Loader:
@@ -44,7 +145,7 @@ class Loader:
     ) -> None:  # fmt: skip
         if not len(indices):
             raise UsageError("the split holds no shapes", where=store.path, fix="prepare the data set with more shapes")
-        self.shapes, self.path = ImageShapes(store), store.path
+        self.shapes, self.path = shapes_of(store), store.path
         self.indices = indices
         self.rule, self.n_context, self.n_query, self.seed = rule, n_context, n_query, seed
         self.batch_size = min(batch, len(self.indices))
@@ -68,7 +169,10 @@ class Loader:
     def _draw(self, task: int, epoch: int) -> Draw:
         rng = np.random.default_rng((self.seed, _POINTS, epoch, task))
         try:
-            return RULES[self.rule](rng, self.shapes[task], n_context=self.n_context, n_query=self.n_query)
+            dense = self.rule == "dense"
+            shape = self.shapes.part(task, rng, samples=self.n_query + (self.n_context if dense else 0), points=0 if dense else self.n_context,
+                                     view=self.rule == "partial")  # fmt: skip
+            return RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query)
         except ValueError as error:
             raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
                              cause="the data set is too coarse for so many points, or was made without contours",

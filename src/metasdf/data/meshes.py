@@ -30,14 +30,13 @@ from metasdf.data.origins import Origin, checksum, find_origins, key_of
 from metasdf.data.review import review
 from metasdf.data.shape import VERSION, Sampling, encode
 from metasdf.data.splits import Shares, SplitFiles, by_shares, check_shares
-from metasdf.data.store import Store, StoreWriter, find_existing
+from metasdf.data.store import MESHES, Store, StoreWriter, find_existing
 from metasdf.data.unfinished import Row, Task, check_space, failed_before, finished, remember, take_over, unfinished
 from metasdf.errors import InputError, MetaSDFError, UsageError
 from metasdf.files import write_whole
 from metasdf.geometry.sign import SignMethod
 from metasdf.progress import Report, reporter
 
-KIND = "mesh-sdf-3d"
 LOW = 0.98  # agreement near the surface below which a shape should be looked at
 
 
@@ -81,7 +80,7 @@ def prepare_meshes(
         "origins": given, "sampling": drawn, "signs": signs, "split": list(split) if split_files is None else split_files.request(),
         "shard": shard and list(shard), "of": names_digest(everything), "limits": list(limits), "version": VERSION,
     }  # fmt: skip
-    if store := find_existing(out, kind=KIND, request=request, force=force):
+    if store := find_existing(out, kind=MESHES, request=request, force=force):
         if not (retry and store.meta["dropped"]):
             return store
         force = True
@@ -108,7 +107,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     belong together."""
     stores = [Store.open(part) for part in parts]
     for store in stores:
-        if store.kind != KIND or not store.request.get("shard"):
+        if store.kind != MESHES or not store.request.get("shard"):
             raise UsageError("Not a part of a data set", where=store.path, cause="made without --shard", fix="merge what --shard 1/n to n/n made")
     first = stores[0].request
     numbers = sorted(store.request["shard"][0] for store in stores)
@@ -121,7 +120,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     limits = [max(values) for values in zip(*(store.request["limits"] for store in stores), strict=True)]
     request = {**stores[0].request, "shard": None, "limits": limits,
                "origins": dict(sorted((k, v) for store in stores for k, v in store.request["origins"].items()))}
-    if existing := find_existing(out, kind=KIND, request=request, force=force):
+    if existing := find_existing(out, kind=MESHES, request=request, force=force):
         return existing
     rows = [Row(store.item(k), store.checksum(k), facts) for store in stores for k, facts in enumerate(store.meta["shapes"])]
     rows.sort(key=lambda row: row.facts["name"])
@@ -233,7 +232,7 @@ def _finish(out: Path, rows: Sequence[Row], dropped: list[dict[str, str]], *, re
             "dropped": dropped, "shapes": facts}  # fmt: skip
     splits = split_files.rows(names) if split_files is not None else by_shares(
         names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]))  # fmt: skip
-    with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
+    with StoreWriter(out, kind=MESHES, request=request, meta=meta, force=force) as writer:
         writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]).reshape(-1, 4))
         writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]).reshape(-1, 2))
         writer.splits = dict(splits)

@@ -29,12 +29,11 @@ from metasdf.data.digits import NAMES, Part, digit_parts, joined_splits
 from metasdf.data.isolation import main_can_be_imported, usable_cores
 from metasdf.data.mnist import CREDIT, LICENCE, download_mnist, holds_mnist, load_slice, read_mnist
 from metasdf.data.splits import by_shares, check_shares
-from metasdf.data.store import Store, StoreWriter, find_existing, sha256_file
+from metasdf.data.store import IMAGES, Store, StoreWriter, find_existing, sha256_file
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.image import IMAGE_SUFFIXES, Foreground, contour_points, mask_from_image, read_silhouette, sdf_from_mask
 from metasdf.progress import Report, reporter
 
-KIND = "image-sdf-2d"
 SLICE_NOTE = "test digits; for demos and smoke tests only, not comparable"
 THRESHOLD = 0.5
 CHUNK_DIGITS, CHUNK_FILES = 500, 32
@@ -92,7 +91,7 @@ def prepare_mnist(source: str | Path | None, out: str | Path, *, name: str = "mn
     request = {"source": {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in official._asdict().items()},
                "official": not allow_unofficial, "resolution": resolution, "threshold": THRESHOLD, "contours": contours, "seed": seed, "val": val,
                "limit": limit} | ({"count": count} if count is not None else {}) | ({"name": name} if name != "mnist" else {})
-    if store := find_existing(out, kind=KIND, request=request, force=force):
+    if store := find_existing(out, kind=IMAGES, request=request, force=force):
         return store
     title = "MNIST" if name == "mnist" else name
     meta = {"source": title if not allow_unofficial else f"{title} of IDX files in MNIST's form (md5 not checked)",
@@ -110,7 +109,7 @@ def prepare_slice(out: str | Path, *, resolution: int = 64, contours: bool = Tru
     images, labels, indices = load_slice()
     request = {"source": {"slice": hashlib.sha256(images.tobytes()).hexdigest()}, "resolution": resolution, "threshold": THRESHOLD,
                "contours": contours}
-    if store := find_existing(out, kind=KIND, request=request, force=force):
+    if store := find_existing(out, kind=IMAGES, request=request, force=force):
         return store
     rank = np.arange(100) % 10  # position inside the class: rows are sorted by class
     splits = {"train": np.flatnonzero(rank < 6), "val": np.flatnonzero((rank >= 6) & (rank < 8)), "test": np.flatnonzero(rank >= 8)}
@@ -141,13 +140,13 @@ def prepare_images(folder: str | Path, out: str | Path, *, resolution: int = 64,
     names = [p.relative_to(folder).as_posix() for p in paths]
     request = {"source": {name: _sha256_or_unreadable(p) for name, p in zip(names, paths, strict=True)}, "resolution": resolution,
                "threshold": THRESHOLD, "contours": contours, "seed": seed, "split": list(split), "foreground": foreground}
-    if store := find_existing(out, kind=KIND, request=request, force=force):
+    if store := find_existing(out, kind=IMAGES, request=request, force=force):
         return store
     meta: dict[str, Any] = {"source": "images", "licence": "as the images", "seed": seed, "split": list(split), "foreground": foreground,
                             "found": len(paths), **_common_meta(resolution, contours)}
     kept: list[str] = []
     dropped: list[dict[str, str]] = []
-    with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
+    with StoreWriter(out, kind=IMAGES, request=request, meta=meta, force=force) as writer:
         sinks = _Sinks(writer, resolution)
         starts = range(0, len(paths), CHUNK_FILES)
         jobs = [(_rows_from_files, paths[i : i + CHUNK_FILES], resolution, foreground, contours) for i in starts]
@@ -173,7 +172,7 @@ def _write_digits(parts: Sequence[Part], out: str | Path, *, request: dict[str, 
     meta = {**meta, **_common_meta(resolution, contours)}
     kept: list[int] = []
     dropped: list[dict[str, str]] = []
-    with StoreWriter(out, kind=KIND, request=request, meta=meta, force=force) as writer:
+    with StoreWriter(out, kind=IMAGES, request=request, meta=meta, force=force) as writer:
         sinks = _Sinks(writer, resolution)
         for (_, first, i), rows in zip(chunks, _run(jobs, len(chunks), workers, progress, total=int(firsts[-1])), strict=True):
             sinks.append(rows)

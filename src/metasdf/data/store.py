@@ -35,6 +35,7 @@ from metasdf.errors import InputError, MetaSDFError, UsageError
 FORMAT = "metasdf-store"
 VERSION = 1
 MANIFEST = "manifest.json"
+IMAGES, MESHES = "image-sdf-2d", "mesh-sdf-3d"  # kinds of stores
 MAX_MANIFEST_BYTES = 256 * 2**20
 SPLIT_PREFIX = "split_"
 ITEMS = "items"

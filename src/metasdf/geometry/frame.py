@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,10 @@ class Frame(NamedTuple):
         return np.asarray(x, np.float64) / self.scale + np.asarray(self.centre)
 
 
+FILL = 1 / 1.03  # distance of the farthest point from the middle, as in DeepSDF's preprocessing
+SMALLEST = 1e-300  # half a size whose inverse does not overflow
+
+
 def identity(dim: int) -> Frame:
     return Frame((0.0,) * dim, 1.0)
 
@@ -36,3 +41,15 @@ def bounding_box(points: NDArray[np.floating], *, extent: float) -> Frame:
         raise InputError("all surface points coincide, so the shape has no size", cause="one point, or the same point many times",
                          fix="give points that cover the surface")  # fmt: skip
     return Frame(tuple(((low + high) / 2).tolist()), extent / size)
+
+
+def unit_ball(points: NDArray[np.floating]) -> Frame:
+    """The middle of the bounding box of `points` (N, 3) goes to the origin, and the farthest of them to a distance of 1 / 1.03."""
+    centre = (points.min(0) + points.max(0)) / 2
+    x = points - centre
+    size = float(np.abs(x).max())
+    if size < SMALLEST:
+        raise InputError(f"the shape is {size:.3g} in size, and the inverse of that is no number", cause="points that all coincide, or tiny units",
+                         fix="scale it up")  # fmt: skip
+    unit = math.ldexp(1.0, math.frexp(size)[1])  # a power of two: it changes no digit, and squares of small numbers would be zero
+    return Frame(tuple(centre.tolist()), FILL / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))
