@@ -1,0 +1,116 @@
+"""Tasks from stores of 3D shapes: parts of their files, views, judged samples, categories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from spheres import CENTRE, distance, write_spheres
+from test_train import tiny, trainer
+
+from metasdf.data.loader import Loader, MeshShapes, rows_of
+from metasdf.data.store import Store
+from metasdf.errors import UsageError
+from metasdf.evaluate import evaluate
+from metasdf.experiments import Experiment, experiment
+from metasdf.prior import load, load_sdf
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_spheres(tmp_path_factory.mktemp("solids") / "spheres")
+
+
+def loader(store: Store, rule: str, **points: int) -> Loader:
+    return Loader(store, indices=store.split("train"), rule=rule, batch=3, seed=0, **{"n_context": 60, "n_query": 80, **points})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+def test_a_task_is_of_its_shape(store: Store, rule: str) -> None:
+    batch = loader(store, rule).batch(0)
+    for k, task in enumerate(batch.task.tolist()):
+        (cx, cy), (qx, qy) = ((o.x[k].numpy(), o.y[k, :, 0].numpy()) for o in (batch.context, batch.query))
+        assert cx.shape == (60, 3) and qx.shape == (80, 3)
+        np.testing.assert_allclose(cy, distance(task, cx), atol=1e-6)
+        np.testing.assert_allclose(qy, distance(task, qx), atol=1e-6)
+        if rule == "dense":
+            assert not {tuple(x) for x in cx.tolist()} & {tuple(x) for x in qx.tolist()}
+        else:
+            assert not cy.any()
+        if rule == "partial":
+            assert (cx[:, 0] >= CENTRE[0]).all()  # what the camera sees, and nothing else
+
+
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+def test_a_batch_depends_on_seed_and_step_only(store: Store, rule: str) -> None:
+    forward = [loader(store, rule).batch(step) for step in range(3)]
+    for step in (2, 0, 1):
+        again = loader(store, rule).batch(step)
+        assert torch.equal(forward[step].context.x, again.context.x) and torch.equal(forward[step].query.y, again.query.y)
+    assert not torch.equal(forward[0].context.x, forward[2].context.x)
+
+
+def test_judged_samples_are_never_drawn(store: Store) -> None:
+    judged = MeshShapes(store).judged(0)
+    assert judged.x.shape == (60, 3) and judged.s.shape == (60, 1)  # a fifth of 300
+    np.testing.assert_allclose(judged.s[:, 0], distance(0, judged.x), atol=1e-6)
+    ours = Loader(store, indices=np.array([0]), rule="dense", n_context=100, n_query=140, batch=1, seed=0)
+    seen = {tuple(x) for step in range(30) for o in (ours.batch(step).context, ours.batch(step).query) for x in o.x[0].tolist()}
+    assert len(seen) == 240 and not seen & {tuple(x) for x in judged.x.tolist()}  # all the others are
+
+
+def test_more_than_there_is(store: Store) -> None:
+    with pytest.raises(UsageError, match="disjoint sets need fewer points"):
+        loader(store, "dense", n_context=200).batch(0)
+    batch = loader(store, "levelset", n_context=500).batch(0)  # each point twice, some once more
+    assert {int(n) for n in torch.unique(batch.context.x[0], dim=0, return_counts=True)[1]} == {2, 3}
+
+
+def test_shapes_without_views(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no depth views"):
+        loader(write_spheres(tmp_path / "blind", views=0), "partial").batch(0)
+
+
+def test_rows_of_a_category(store: Store) -> None:
+    assert rows_of(store, "test", "balls").tolist() == [1, 2, 3, 4]
+    assert rows_of(store, "test", "marbles").tolist() == [5] and rows_of(store, "test", None).tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(UsageError, match="the split val holds no marbles") as caught:
+        rows_of(store, "val", "marbles")
+    assert "it has: balls" in str(caught.value)
+
+
+def solid(rule: str) -> Experiment:
+    """A small 3D experiment over balls."""
+    e = experiment(f"tables-{rule}")
+    return replace(e, category="balls", n_context=40, n_query=40, n_test=40, field=replace(e.field, width=16, hidden_layers=1),
+                   inner=replace(e.inner, steps=2), train=replace(tiny().train, batch=2, products="float32", optimiser="adam"))  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+def test_train_save_evaluate_adapt(store: Store, tmp_path: Path, rule: str) -> None:
+    """The whole way in small: what the outer loss learns is saved with the run and resumed, and no prior carries it."""
+    ours = trainer(tmp_path / "run", store, solid(rule), steps=4)
+    ours.fit()
+    assert ours.loader.indices.tolist() == [0, 1, 2, 3, 4]
+    again = trainer(tmp_path / "run", store, solid(rule), steps=8)
+    again.fit()
+    assert again.step == 8
+    prior = load(tmp_path / "run")
+    result = evaluate(prior, store, runs=1, progress=False)
+    assert result["n"] == 4 and result["failed"] == 0 and 0 < result["metrics"]["mae"] < 2
+    assert evaluate(prior, store, category="marbles", progress=False)["n"] == 1
+    if rule == "dense":
+        assert prior.head.channels == 2
+        outer = dict(ours._parameters())["outer.log_scale"]
+        assert outer.abs().max() > 0 and not any("outer" in name for name in prior.state_dict())
+    g = np.random.default_rng(0)
+    x = g.uniform(-5, 5, (100, 3)) + 1e4  # another place and unit
+    values = (np.linalg.norm(x - 1e4, axis=1) - 3.0,) if rule == "dense" else ()
+    sdf = prior.adapt(x, *values)
+    s, gradient = sdf.value_and_grad(x[:7])
+    assert s.shape == (7,) and gradient.shape == (7, 3) and np.isfinite(s).all()
+    sdf.save(tmp_path / "sdf.safetensors")
+    np.testing.assert_array_equal(load_sdf(tmp_path / "sdf.safetensors")(x[:7]), sdf(x[:7]))
