@@ -162,7 +162,7 @@ def test_parts_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     shutil.copytree(folder, tmp_path / "more" / folder.name)
     write_mesh(tmp_path / "more" / folder.name / "another.ply", box())
     came = prepare_meshes(tmp_path / "more" / folder.name, tmp_path / "came", sampling=FEW, shard=(2, 2), progress=False).path
-    wrong = {"There are 2 parts": ([one], [one, one]), "different options": ([one, other], [one, came]), "Not a part": ([whole],)}
+    wrong = {"There are 2 parts": ([one], [one, one]), "different options": ([one, other], [one, came]), "Not a part": ([one, whole],)}
     for says, parts in ((says, parts) for says, lists in wrong.items() for parts in lists):
         with pytest.raises(UsageError, match=says):
             merge(parts, tmp_path / "merged")
@@ -170,6 +170,28 @@ def test_parts_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
         with pytest.raises(UsageError, match=r"shard"):
             prepare_meshes(folder, tmp_path / "none", sampling=FEW, shard=shard, progress=False)
     assert not (tmp_path / "merged").exists() and not (tmp_path / "none").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_whole_data_sets_become_one(folder: Path, tmp_path: Path) -> None:
+    """Real shapes beside procedural ones: each keeps its split, its facts and its file."""
+    real = prepare_meshes(folder, tmp_path / "real", sampling=FEW, split=(50, 25, 25), progress=False)
+    drawn = prepare_meshes("procedural-tables", tmp_path / "drawn", sampling=Sampling(400, 150, 2, 12), count=2, split=(1, 0, 0), progress=False)
+    both = merge([real.path, drawn.path], tmp_path / "both")
+    assert len(both) == len(real) + 2 and both.meta["found"] == both.meta["kept"] + len(both.meta["dropped"])
+    names = [facts["name"] for facts in both.meta["shapes"]]
+    assert names == sorted(names)
+    for part in (real, drawn):
+        for split, rows in part.splits.items():
+            assert {part.meta["shapes"][row]["name"] for row in rows} <= {names[row] for row in both.split(split)}
+        for row, facts in enumerate(part.meta["shapes"]):
+            at = names.index(facts["name"])
+            assert both.item(at).read_bytes() == part.item(row).read_bytes()
+            assert both.arrays["frames"][at].tolist() == part.arrays["frames"][row].tolist()
+    assert sum(map(len, both.splits.values())) == len(both) and (both.path / "review.html").is_file()
+    assert merge([real.path, drawn.path], tmp_path / "both").fingerprint == both.fingerprint  # found again
+    with pytest.raises(UsageError, match="Two data sets have a shape called"):
+        merge([real.path, real.path], tmp_path / "twice")
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -63,6 +63,7 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     metasdf prepare meshes/ -o DATA
     metasdf prepare procedural-chairs --count 500 -o DATA
     metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
+    metasdf prepare merge REAL PROCEDURAL -o DATA
     metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
     metasdf prepare mnist-composite --from FOLDER_OR_ARCHIVE -o DATA
     """

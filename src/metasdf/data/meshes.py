@@ -103,12 +103,17 @@ def prepare_meshes(
 
 
 def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Store:
-    """One store of all parts that `shard` made; files are not copied on the same disk. Raises UsageError where parts are missing, or do not
-    belong together."""
+    """One store of all parts that `shard` made; or of several whole data sets, whose shapes then keep their splits. Files are not copied on the
+    same disk. Raises UsageError where parts are missing, or do not belong together."""
     stores = [Store.open(part) for part in parts]
+    sharded = [bool(store.request.get("shard")) for store in stores]
     for store in stores:
-        if store.kind != MESHES or not store.request.get("shard"):
-            raise UsageError("Not a part of a data set", where=store.path, cause="made without --shard", fix="merge what --shard 1/n to n/n made")
+        if store.kind != MESHES or any(sharded) != bool(store.request.get("shard")):
+            raise UsageError("Not a part of a data set" if any(sharded) else f"This data set holds {store.kind}", where=store.path,
+                             cause="made without --shard" if any(sharded) else "another kind of shapes",
+                             fix="merge what --shard 1/n to n/n made, or whole data sets of 3D shapes")  # fmt: skip
+    if not any(sharded):
+        return _unite(stores, Path(out), force=force)
     first = stores[0].request
     numbers = sorted(store.request["shard"][0] for store in stores)
     if any(_alike(store.request) != _alike(first) for store in stores):
@@ -127,6 +132,39 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     dropped = [entry for store in stores for entry in store.meta["dropped"]]
     split_files = SplitFiles.of_request(first["split"])
     _finish(Path(out), rows, dropped, request=request, meta={**stores[0].meta, "shard": None}, split_files=split_files, force=force, where=parts[0])
+    return Store.open(out)
+
+
+def _unite(stores: Sequence[Store], out: Path, *, force: bool) -> Store:
+    """Whole data sets as one: procedural shapes beside real ones, say."""
+    request = {"united": [store.fingerprint for store in stores]}
+    if existing := find_existing(out, kind=MESHES, request=request, force=force):
+        return existing
+    rows = [(facts["name"], number, row) for number, store in enumerate(stores) for row, facts in enumerate(store.meta["shapes"])]
+    if repeated := [name for name, count in Counter(name for name, *_ in rows).items() if count > 1]:
+        raise UsageError(f"Two data sets have a shape called {repeated[0]}", where=", ".join(str(store.path) for store in stores),
+                         cause="one of them is part of another, or procedural shapes of the same seed", fix="leave one of them out")  # fmt: skip
+    rows.sort()
+    place = {(number, row): at for at, (_, number, row) in enumerate(rows)}
+    parts = [{key: store.meta.get(key) for key in ("source", "licence", "sampling", "convention")} for store in stores]
+    meta = {
+        "source": " and ".join(str(part["source"]) for part in parts), "licence": "; ".join(sorted({str(part["licence"]) for part in parts})),
+        "convention": parts[0]["convention"], "parts": parts, "found": sum(store.meta["found"] for store in stores), "kept": len(rows),
+        "dropped": [entry for store in stores for entry in store.meta["dropped"]], "sampling": parts[0]["sampling"], "missing": [],
+        "shapes": [stores[number].meta["shapes"][row] for _, number, row in rows],
+    }  # fmt: skip
+    splits = {
+        name: np.sort([place[number, int(row)] for number, store in enumerate(stores) for row in store.splits.get(name, ())]).astype(np.int64)
+        for name in dict.fromkeys(name for store in stores for name in store.splits)
+    }
+    with StoreWriter(out, kind=MESHES, request=request, meta=meta, force=force) as writer:
+        for name in ("frames", "agreement"):
+            writer.add(name, np.stack([stores[number].arrays[name][row] for _, number, row in rows]))
+        writer.splits = dict(splits)
+        files = [stores[number].item(row) for _, number, row in rows]
+        for file, (_, number, row) in zip(files, rows, strict=True):
+            writer.link(file, sha256=stores[number].checksum(row))
+        writer.page(review(files, meta, low=LOW, splits={name: len(part) for name, part in splits.items()}))
     return Store.open(out)
 
 
