@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig, Rates, inner_gradient, inner_gradient_autograd, inner_loop
+from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig, Rates, inner_gradient, inner_gradient_autograd, inner_loop, pruned
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec, Layer, Params, encode, field
 from metasdf.heads import Distance, DistanceAndSign, Head
@@ -816,3 +816,42 @@ def test_the_generator_decides_theta() -> None:
     one, same, other = (MetaSDF(FieldSpec(width=4), generator=seeded(s)) for s in (1, 1, 2))
     assert_same(one.theta, same.theta)
     assert not torch.equal(one.theta[0].weight, other.theta[0].weight)
+
+
+# ------------------------------------------------------------------------------------------------------------ pruned contexts
+
+
+@every_spec
+def test_gradient_pruning_keeps_the_points_that_pull_most_at_the_last_layer(name: str) -> None:
+    """Against the gradient of each point's own loss, by autograd."""
+    spec = SPECS[name]
+    model, context = generic(spec, pruned="gradient", keep=0.25), observe(spec.in_dim, TASKS, n=20)
+    phi = model(context)  # its own for each task
+    kept = pruned(context, phi, 0, spec=spec, head=model.head, config=model.config)
+    assert kept.x.shape == (TASKS, 5, spec.in_dim)
+    for task in range(TASKS):
+        own = tuple(Layer(w[task].detach().requires_grad_(), b[task].detach().requires_grad_()) for w, b in phi)
+        sizes = []
+        for x, y in zip(context.x[task], context.y[task], strict=True):
+            loss = model.head.loss(field(own, x[None], spec), y[None])
+            sizes.append(float(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(own[-1]))]).norm()))
+        expected = sorted(range(20), key=lambda i: -sizes[i])[:5]
+        assert {tuple(x) for x in kept.x[task].tolist()} == {tuple(x) for x in context.x[task, expected].tolist()}
+
+
+def test_random_pruning_goes_round() -> None:
+    spec, context = FieldSpec(width=4, hidden_layers=0), observe(2, TASKS, n=8)
+    model = generic(spec, pruned="random", keep=0.25)
+    parts = [pruned(context, model.theta, j, spec=spec, head=model.head, config=model.config) for j in range(5)]
+    assert torch.equal(torch.cat([part.x for part in parts[:4]], -2), context.x) and torch.equal(parts[4].y, context.y[..., :2, :])
+
+
+@pytest.mark.parametrize("way", ["random", "gradient"])
+@every_gradient
+def test_pruning_is_for_training(way: str, gradient: str) -> None:
+    spec, context = SPECS["relu"], observe(SPECS["relu"].in_dim, TASKS)
+    model, plain = generic(spec, pruned=way, gradient=gradient), generic(spec, gradient=gradient)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(model(context)), tensors(plain(context)), strict=True))
+    model.pruning = True
+    assert not torch.equal(model(context)[0].weight, plain(context)[0].weight)
+    meta_gradients(model, context, observe(spec.in_dim, TASKS, seed=1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metasdf.tasks import RULES, Draw, ShapeSamples, dense, draw_surface, levelset, stack
+from metasdf.tasks import NEAR, RULES, Draw, ShapeSamples, dense, draw_surface, levelset, stack
 
 both_dimensions = pytest.mark.parametrize("d", [2, 3])
 every_rule = pytest.mark.parametrize("rule", [dense, levelset])
@@ -145,3 +145,16 @@ def test_a_batch_moves_as_a_whole() -> None:
     for ours, theirs in zip((moved.task, *moved.context, *moved.query), (batch.task, *batch.context, *batch.query), strict=True):
         assert ours.device.type == "meta" and theirs.device.type == "cpu"
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
+@pytest.mark.parametrize("rule", [dense, levelset])
+def test_a_share_of_the_query_lies_near_the_surface(rule: Callable[..., Draw]) -> None:
+    x = np.linspace(-1, 1, 401)[:, None]
+    shape = ShapeSamples(x, x.copy(), np.zeros((9, 1)))  # 1D: s = x, some 25 samples are near
+    draw = rule(np.random.default_rng(0), shape, n_context=8, n_query=40, near=0.5)
+    assert len(np.unique(draw.query_x)) == 40
+    near = int((np.abs(draw.query_y) <= NEAR).sum())
+    assert near >= 20 and near < 26
+    everything = rule(np.random.default_rng(0), shape, n_context=8, n_query=40, near=1.0)
+    assert int((np.abs(everything.query_y) <= NEAR).sum()) >= 20  # all there are, less those of the context; the rest from anywhere
+    assert rule is not dense or not set(draw.context_x[:, 0]) & set(draw.query_x[:, 0])

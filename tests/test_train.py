@@ -824,6 +824,21 @@ def test_validation_uses_averages_at_full_precision_and_gives_all_back(store: St
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_the_loss_of_all_steps_fades_to_that_of_the_last(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MAML++: weight 1 on the mean over steps at the start, 0 after the fraction `multistep` of the training."""
+    ours = trainer(tmp_path, store, tiny(products="float32", multistep=0.5), steps=4)
+    batch, model, head = ours.loader.batch(0), ours.model, ours.head
+    with torch.no_grad():
+        losses = [float(head.loss(field(p, batch.query.x, model.spec), batch.query.y).mean()) for p in model.trajectory(batch.context)[1:]]
+    assert float(meta_loss(model, head, batch).detach()) == pytest.approx(losses[-1], rel=1e-6)
+    assert float(meta_loss(model, head, batch, early=0.25).detach()) == pytest.approx(0.75 * losses[-1] + 0.25 * sum(losses) / 2, rel=1e-6)
+    seen = []
+    real = training.meta_gradient
+    monkeypatch.setattr(training, "meta_gradient", lambda *args, early, **kwargs: seen.append(early) or real(*args, early=early, **kwargs))
+    ours.fit()
+    assert seen == [1.0, 0.5, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("pays", [True, False])
 def test_products_are_in_what_is_faster_here(pays: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "bfloat16_pays", lambda device: pays)

@@ -42,6 +42,8 @@ class TrainConfig:
     products: Literal["float32", "bfloat16", "auto"] = "float32"  # precision of matrix products in training; auto: whichever is faster here
     order: Literal["second", "first", "anneal"] = "second"  # of the meta-gradient; anneal goes from first to second
     anneal: float = 0.2  # fraction of the training over which `anneal` raises the second-order part from 0 to 1
+    multistep: float = 0.0  # fraction of the training over which the loss after every inner step counts, ever less, beside the last one's
+    near: float = 0.0  # share of the query drawn near the surface, see tasks.NEAR
     epochs: int = 50  # used where no wall-clock budget is given
     split: int | None = None  # tasks in memory at a time, the same numbers to rounding; None: chosen from free memory
     seed: int = 0
@@ -61,6 +63,8 @@ class TrainConfig:
             ("halve_at", all(0 < at < 1 for at in self.halve_at), "fractions between 0 and 1"),
             ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
             ("anneal", 0 <= self.anneal <= 1, "between 0 and 1"),
+            ("multistep", 0 <= self.multistep <= 1, "between 0 and 1"),
+            ("near", 0 <= self.near <= 1, "between 0 and 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("split", self.split is None or self.split >= 1, "none, or at least 1"),
             ("seed", self.seed >= 0, "at least 0"),

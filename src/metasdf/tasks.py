@@ -60,21 +60,36 @@ def draw_surface(rng: np.random.Generator, surface: np.ndarray, n: int) -> np.nd
     return surface[rng.permutation(np.concatenate([np.tile(np.arange(k), n // k), rng.permutation(k)[: n % k]]))]
 
 
-def dense(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int) -> Draw:
-    """Context and query are disjoint SDF samples of the same shape. Raises ValueError if the shape has fewer than both together."""
+NEAR = 1 / 16  # |s| up to which a sample lies near the surface: 4 pixels of a 64 x 64 image
+
+
+def dense(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int, near: float = 0.0) -> Draw:
+    """Context and query are disjoint SDF samples of the same shape. near: this share of the query lies near the surface, where there are so many.
+    Raises ValueError if the shape has fewer than both together."""
     if n_context + n_query > len(shape.x):
         raise ValueError(f"{n_context} context + {n_query} query points asked of a shape with {len(shape.x)} samples: "
                          "disjoint sets need fewer points or a finer grid")  # fmt: skip
-    index = rng.permutation(len(shape.x))[: n_context + n_query]
-    c, q = index[:n_context], index[n_context:]
+    index = rng.permutation(len(shape.x))
+    c, q = index[:n_context], _nearest_first(index[n_context:], shape.s, round(near * n_query))[:n_query]
     return Draw(shape.x[c], shape.s[c], shape.x[q], shape.s[q])
 
 
-def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int) -> Draw:
-    """Context: points on the zero level set, all with distance 0, no normals. Query: SDF samples anywhere."""
+def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int, near: float = 0.0) -> Draw:
+    """Context: points on the zero level set, all with distance 0, no normals. Query: SDF samples anywhere; near as in `dense`."""
     points = draw_surface(rng, shape.surface, n_context)
-    q = rng.choice(len(shape.x), n_query, replace=n_query > len(shape.x))
+    if near:
+        q = _nearest_first(rng.permutation(len(shape.x)), shape.s, round(near * n_query))[:n_query]
+    else:
+        q = rng.choice(len(shape.x), n_query, replace=n_query > len(shape.x))
     return Draw(points, np.zeros((n_context, 1), points.dtype), shape.x[q], shape.s[q])
+
+
+def _nearest_first(index: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:
+    """The same rows in the same order, but for the first n of those near the surface, which come first."""
+    if not n:
+        return index
+    first = np.flatnonzero(np.abs(s[index, 0]) <= NEAR)[:n]
+    return np.concatenate((index[first], np.delete(index, first)))
 
 
 # partial: what one depth camera sees, drawn as the level set is; the loader gives such a view as the shape's surface

@@ -30,7 +30,7 @@ from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, to_dict
-from metasdf.fields import field
+from metasdf.fields import Params, field
 from metasdf.heads import Head, make_head
 from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
 from metasdf.optim import GroupedAdam
@@ -47,16 +47,26 @@ SUBSET = 2  # what a random stream is for, beside the loader's: the shapes of a 
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None) -> Tensor:
-    """The one objective of all methods: mean over tasks of the head's loss on the query, plus the method's own prior loss."""
+def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0) -> Tensor:
+    """The one objective of all methods: mean over tasks of the head's loss on the query, plus the method's own prior loss.
+
+    early: this share of it is the mean over the fields after each inner step, where a method has such steps (MAML++, Antoniou et al. 2019).
+    """
+
+    def loss(params: Params) -> Tensor:
+        return head.loss(field(params, batch.query.x, model.spec, products=products), batch.query.y).mean()
+
+    if early and model.inner_steps:
+        losses = [loss(params) for params in model.trajectory(batch.context)[1:]]
+        return (1.0 - early) * losses[-1] + early * torch.stack(losses).mean()
     params, prior_loss = model.training_params(batch)
-    out = field(params, batch.query.x, model.spec, products=products)
-    return head.loss(out, batch.query.y).mean() + prior_loss
+    return loss(params) + prior_loss
 
 
 def meta_gradient(
-    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, at_once: int | None = None, of: int | None = None
-) -> Tensor:
+    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0, at_once: int | None = None,
+    of: int | None = None,
+) -> Tensor:  # fmt: skip
     """Adds the gradient of `meta_loss` over the batch to `.grad`, and returns the loss, (). Only the graph of `at_once` tasks is ever held.
 
     The loss is a mean over tasks, so a group of n of them counts n / B. A method's own prior loss must be such a mean too, or not depend on
@@ -66,7 +76,7 @@ def meta_gradient(
     total = batch.query.y.new_zeros(())
     for start in range(0, n, at_once or n):
         group = _part(batch, start, start + (at_once or n))
-        loss = meta_loss(model, head, group, products=products) * (len(group.task) / (of or n))
+        loss = meta_loss(model, head, group, products=products, early=early) * (len(group.task) / (of or n))
         loss.backward()
         total += loss.detach()
     return total
@@ -145,7 +155,7 @@ class Trainer:
         e = self.experiment
         self.loader = Loader(
             self.store, indices=training_shapes(self.store, e), rule=e.context, n_context=e.n_context, n_query=e.n_query,
-            batch=e.train.batch, seed=e.train.seed, rank=self.group.rank, ranks=self.group.size,
+            batch=e.train.batch, seed=e.train.seed, near=e.train.near, rank=self.group.rank, ranks=self.group.size,
         )
         _check_fits(e, self.loader)
         n_tasks = int(self.loader.indices.max()) + 1
@@ -156,6 +166,7 @@ class Trainer:
         self.head = make_head(e.head, e.outer_norm).to(self.device)
         self.products = self._products()
         self.model.products = self.products
+        self.model.pruning = True
         self.optimiser = GroupedAdam(_parameter_groups(self._parameters(), e, products=self.products), lr=e.train.lr)
         self.ema = {name: p.detach().clone() for name, p in self._lasting()} if e.train.ema else None
         self.step = 0
@@ -241,7 +252,10 @@ class Trainer:
         self.model.second_order = {"second": 1.0, "first": 0.0, "anneal": min(1.0, progress / max(t.anneal, 1e-9))}[t.order]
         batch = self.loader.batch(self.step).to(self.device)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = meta_gradient(self.model, self.head, batch, products=self.products, at_once=self.at_once, of=self.loader.batch_size)
+        early = max(0.0, 1.0 - progress / t.multistep) if t.multistep else 0.0
+        loss = meta_gradient(
+            self.model, self.head, batch, products=self.products, early=early, at_once=self.at_once, of=self.loader.batch_size
+        )
         if self.group.size > 1:
             self._sum_gradients(loss)
         if t.clip_value is not None:
@@ -309,15 +323,15 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with its averaged weights and full-precision products, as it will be used."""
+        """The model with its averaged weights, full-precision products and whole contexts, as it will be used."""
         current = {name: p.detach().clone() for name, p in self._parameters()}
-        self.model.products = None
+        self.model.products, self.model.pruning = None, False
         try:
             self._assign(self.ema or current)
             yield
         finally:
             self._assign(current)
-            self.model.products = self.products
+            self.model.products, self.model.pruning = self.products, True
 
     def validate(self) -> dict[str, float]:
         """MSE and MAE over all grid points of the first `validation_shapes` validation shapes; a tenth of them where codes must be fitted."""
@@ -472,7 +486,9 @@ class Trainer:
         (lack,) = group.agree(-math.inf if known is None else -known / share)  # the process with the least decides for all
         free = -lack
         one = _part(self.loader.batch(0).to(self.device), 0, 1)
-        needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products), first_order=e.train.order == "first")
+        early = 0.5 if e.train.multistep else 0.0
+        needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products, early=early),
+                           first_order=e.train.order == "first")  # fmt: skip
         if isinstance(model, MetaSDF) and (model.config.checkpoint or not self.may_checkpoint):
             needs = {model.config.checkpoint: needs[model.config.checkpoint]}
         fixed = 5 * model_bytes(p for _, p in self._parameters())  # parameters, gradients, two moments, averages

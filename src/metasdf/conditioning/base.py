@@ -16,6 +16,7 @@ class Conditioner(nn.Module):
 
     spec: FieldSpec
     second_order: float = 1.0  # share of the second-order part in the meta-gradient, for methods with inner steps; the trainer anneals it
+    pruning: bool = False  # whether inner steps see the part of the context that their configuration says; the trainer sets it
     products: torch.dtype | None = None  # precision of the products between hidden layers, None: float32; see fields.field
 
     @property

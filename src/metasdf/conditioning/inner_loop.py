@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metasdf.conditioning.base import refuse_empty
 from metasdf.conditioning.fused import Step, descend, fused_gradient
-from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp
+from metasdf.fields import FieldSpec, Layer, Params, encode, field, field_vjp
 from metasdf.heads import Head
 from metasdf.tasks import Observations
 
@@ -31,6 +31,8 @@ class InnerLoopConfig:
     extra_steps: Literal["last", "error"] = "last"  # steps beyond the trained ones use the rates of the last trained step, or are refused
     gradient: Literal["fused", "explicit", "autograd"] = "fused"  # the same numbers, from fast to plain
     curvature: Literal["diagonal", "kronecker"] = "diagonal"  # rates alone, or matrices on either side of each gradient too: see Curvature
+    pruned: Literal["none", "random", "gradient"] = "none"  # contexts in training: each step sees a part, of the whole or where it errs most
+    keep: float = 0.25  # that part
     checkpoint: bool = False  # keep only phi after each step and recompute inside it: O(n + m) memory instead of O(n m)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,10 @@ class InnerLoopConfig:
             raise ValueError(f"InnerLoopConfig.gradient must be fused, explicit or autograd, got {self.gradient!r}")
         if self.curvature not in ("diagonal", "kronecker"):
             raise ValueError(f"InnerLoopConfig.curvature must be diagonal or kronecker, got {self.curvature!r}")
+        if self.pruned not in ("none", "random", "gradient"):
+            raise ValueError(f"InnerLoopConfig.pruned must be none, random or gradient, got {self.pruned!r}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"InnerLoopConfig.keep must lie above 0 and at most at 1, got {self.keep}")
         if not self.init_rate > 0:
             raise ValueError(f"InnerLoopConfig.init_rate must be positive, got {self.init_rate}")
 
@@ -162,12 +168,14 @@ def inner_loop(
     second_order: float = 1.0,
     products: torch.dtype | None = None,
     curvature: Curvature | None = None,
+    prune: bool = False,
 ) -> list[Params]:
     """theta, phi_1, ..., phi_k: the parameters before the first step and after each.
 
     second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
     (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
     curvature: what shapes each gradient before the rates do.
+    prune: let each step see the part of the context that `config.pruned` says; for training, whose steps then cost that part.
     Of the three forms `config.gradient` names, the fused one has no second derivatives and none with respect to the context; for those of
     the context the explicit one takes its place.
     steps: more than `config.steps` follow `config.extra_steps`; the rates never change silently.
@@ -177,11 +185,13 @@ def inner_loop(
     if steps is not None and steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
     refuse_empty(context)
+    whole = context
     fused = config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad)
     form = Step(spec, head, products=products, second_order=second_order)
     plain = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
 
-    def gradient(params: Params) -> Params:
+    def gradient(j: int, params: Params) -> Params:
+        context = whole if not prune else pruned(whole, params, j, spec=spec, head=head, config=config)
         if fused:
             return fused_gradient(params, context, form)
         with torch.set_grad_enabled(torch.is_grad_enabled() and second_order > 0.0):
@@ -191,7 +201,7 @@ def inner_loop(
         return grads
 
     def step(j: int, params: Params) -> Params:
-        grads = gradient(params)
+        grads = gradient(j, params)
         if curvature is not None:
             grads = curvature(grads, products=products)
         return (descend if fused else _descend)(params, rates(j), grads)
@@ -203,6 +213,30 @@ def inner_loop(
         else:
             path.append(step(j, path[-1]))
     return path
+
+
+@torch.no_grad()
+def pruned(context: Observations, params: Params, j: int, *, spec: FieldSpec, head: Head, config: InnerLoopConfig) -> Observations:
+    """The part of the context (*B, N, ...) that step j sees: (*B, keep N, ...).
+
+    random: the next rows, whose order is random already, as MedFuncta does (Friedrich et al. 2025). gradient: the points with the largest gradient in
+    the last layer, |dL/dout| |(h, 1)| for its input h (GradNCP, Tack et al., NeurIPS 2023).
+    """
+    n = context.x.shape[-2]
+    m = max(1, round(config.keep * n))
+    if config.pruned == "none" or m >= n:
+        return context
+    if config.pruned == "random":
+        index = (torch.arange(m, device=context.x.device) + j * m) % n
+        return Observations(context.x[..., index, :], context.y[..., index, :])
+    h = encode(context.x, spec)
+    for index, layer in enumerate(params):
+        out = h @ layer.weight.mT + layer.bias.unsqueeze(-2)
+        if index < len(params) - 1:
+            h = out.relu() if spec.activation == "relu" else torch.sin(spec.w0 * out)
+    size = head.output_grad(out, context.y).norm(dim=-1) * (h.square().sum(-1) + 1.0).sqrt()
+    index = size.topk(m, dim=-1).indices.unsqueeze(-1)
+    return Observations(*(t.gather(-2, index.expand(*index.shape[:-1], t.shape[-1])) for t in context))
 
 
 def _checkpointed(step: Callable[[int, Params], Params], j: int, params: Params) -> Params:

@@ -43,6 +43,7 @@ class MetaSDF(Conditioner):
         return inner_loop(
             self.theta, rates.__getitem__, context, spec=self.spec, head=self.head, config=self.config, steps=steps,
             second_order=self.second_order, products=self.products, curvature=self.curvature,
+            prune=self.pruning,
         )  # fmt: skip
 
     def forward(self, context: Observations, *, steps: int | None = None) -> Params:

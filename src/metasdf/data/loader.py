@@ -141,13 +141,13 @@ class Loader:
 
     def __init__(
         self, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, n_query: int, batch: int, seed: int,
-        rank: int = 0, ranks: int = 1,
+        near: float = 0.0, rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
         if not len(indices):
             raise UsageError("the split holds no shapes", where=store.path, fix="prepare the data set with more shapes")
         self.shapes, self.path = shapes_of(store), store.path
         self.indices = indices
-        self.rule, self.n_context, self.n_query, self.seed = rule, n_context, n_query, seed
+        self.rule, self.n_context, self.n_query, self.near, self.seed = rule, n_context, n_query, near, seed
         self.batch_size = min(batch, len(self.indices))
         self.steps_per_epoch = max(1, len(self.indices) // self.batch_size)
         self.rank, self.ranks = rank, ranks
@@ -172,7 +172,7 @@ class Loader:
             dense = self.rule == "dense"
             shape = self.shapes.part(task, rng, samples=self.n_query + (self.n_context if dense else 0), points=0 if dense else self.n_context,
                                      view=self.rule == "partial")  # fmt: skip
-            return RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query)
+            return RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query, near=self.near)
         except ValueError as error:
             raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
                              cause="the data set is too coarse for so many points, or was made without contours",
