@@ -230,9 +230,9 @@ def pruned(context: Observations, params: Params, j: int, *, spec: FieldSpec, he
         index = (torch.arange(m, device=context.x.device) + j * m) % n
         return Observations(context.x[..., index, :], context.y[..., index, :])
     h = encode(context.x, spec)
-    for index, layer in enumerate(params):
+    for number, layer in enumerate(params):
         out = h @ layer.weight.mT + layer.bias.unsqueeze(-2)
-        if index < len(params) - 1:
+        if number < len(params) - 1:
             h = out.relu() if spec.activation == "relu" else torch.sin(spec.w0 * out)
     size = head.output_grad(out, context.y).norm(dim=-1) * (h.square().sum(-1) + 1.0).sqrt()
     index = size.topk(m, dim=-1).indices.unsqueeze(-1)
