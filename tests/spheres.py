@@ -34,7 +34,8 @@ def write_spheres(path: Path, *, shapes: int = 6, samples: int = 300, surface: i
             rows = np.concatenate((CENTRE + radius(index) * normals, normals), 1, dtype=np.float32)
             seen = rows[rows[:, 3] > 0]
             facts.append({"name": f"sphere{index}", "category": "marbles" if index == shapes - 1 else "balls"})
-            arrays = {"samples": np.column_stack((x, distance(index, x))).astype(np.float32), "surface": rows, **pack_views([seen] * views)}
+            known = np.column_stack((x, distance(index, x))).astype(np.float32)
+            arrays = {"samples": known, "volume": known[::-1].copy(), "surface": rows, **pack_views([seen] * views)}
             file = files / f"{index:08x}.safetensors"
             file.write_bytes(encode(Shape(arrays, facts[-1])))
             writer.link(file)

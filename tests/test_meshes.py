@@ -110,6 +110,8 @@ def test_what_a_shape_holds(folder: Path, tmp_path: Path) -> None:
         assert a["surface"].shape == (100, 6) and (a["surface"][:, :3] * a["surface"][:, 3:]).sum(1).min() > 0.9  # outwards
         assert np.abs(np.linalg.norm(a["surface"][:, :3], axis=1) - 1 / 1.03).max() < 0.03
         assert a["view_offsets"][0] == 0 and a["view_offsets"][-1] == len(a["views"]) and len(a["view_offsets"]) == 3
+        assert a["volume"].shape == (400, 4) and 0.9 < np.abs(a["volume"][:, :3]).max() <= 1
+        assert np.abs(a["volume"][:, 3] - np.linalg.norm(a["volume"][:, :3], axis=1) + 1 / 1.03).max() < 0.03
         assert a["slices"].shape == (3, 96, 96) and a["slices"].min() < -0.9 and a["picture"].shape == (192, 192, 3)
         assert shape.facts["kind"] == "solid" and shape.facts["agreement"] == store.arrays["agreement"][row, 0] == 1
     first_half = read_shape(store.item(0)).arrays["samples"][:200]

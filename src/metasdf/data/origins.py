@@ -114,6 +114,7 @@ class Sampled(NamedTuple):
         surface = (given.surface.astype(np.float64) + offset) * scale if given.surface is not None and framed else np.zeros((0, 3))
         arrays = {
             "samples": rng.permutation(np.column_stack((given.x, given.s)).astype(np.float32)),
+            "volume": np.zeros((0, 4), np.float32),
             "surface": np.concatenate((surface, np.zeros_like(surface)), 1, dtype=np.float32),
             **pack_views([]),
             "slices": np.zeros((0, SLICE, SLICE), np.float32),

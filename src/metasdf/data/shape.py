@@ -2,13 +2,15 @@
 
 The file is a safetensors file. Its arrays, all in field units, where the shape fills the cube [-1, 1]^3:
     samples   (M, 4) float32     x, y, z and signed distance, drawn as DeepSDF does, in random order: any part of them is a fair sample
+    volume    (U, 4) float32     x, y, z and signed distance, uniform in the cube: for what is said of volumes, such as IoU
     surface   (K, 6) float32     points on the surface, uniform by area, with unit normals (zero where only points are known)
     views     (V, 6) float32     what depth cameras see of it, points and normals towards the camera, one view after the other
     view_offsets  (n + 1,) int64 view k owns views[view_offsets[k] : view_offsets[k + 1]]
     slices    (3, S, S) float32  the signed distance on the planes x = 0, y = 0 and z = 0, to look at; rows go up, see `SLICE_AXES`
     picture   (P, P, 3) uint8    the surface, rendered; no rows where there is no mesh
 and its metadata the facts: name, category, centre and scale (field = (x - centre) * scale), how the sign was found and how far to trust it.
-Of shapes that come as DeepSDF's samples there are these, whatever their number and cube, and points without normals; no views, slices or picture.
+Of shapes that come as DeepSDF's samples there are these, whatever their number and cube, and points without normals; no
+volume, views, slices or picture.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from metasdf.errors import InputError
 from metasdf.geometry.frame import Frame, unit_ball
 from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import render
-from metasdf.geometry.sampling import depth_view, sdf_samples, surface_points
+from metasdf.geometry.sampling import depth_view, sdf_samples, surface_points, uniform
 from metasdf.geometry.sign import Hollows, SignMethod
 from metasdf.geometry.signed import MeshSDF
 
 SLICE = 96  # points along a side of a slice
 SLICE_AXES = (((2, -1.0), (1, -1.0)), ((0, 1.0), (2, 1.0)), ((0, 1.0), (1, -1.0)))  # of the picture's columns and rows: (axis, direction)
 PICTURE = 192  # pixels
-VERSION = 1  # of what is drawn: shapes of another version are drawn again
+VOLUME = 20_000  # uniform points, where so many samples are drawn
+VERSION = 2  # of what is drawn: shapes of another version are drawn again
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape
     samples = sdf_samples(sdf, how.samples, rng=rng)
     surface = surface_points(sdf.surface, how.surface, rng=rng)
     views = [depth_view(mesh, direction, how.view_size) for direction in rng.standard_normal((how.views, 3))]
+    anywhere = uniform(min(VOLUME, how.samples), rng=rng)
     arrays = {
         "samples": rng.permutation(np.column_stack((samples.x, samples.s)).astype(np.float32)),
+        "volume": np.column_stack((anywhere, sdf(anywhere))).astype(np.float32),
         "surface": np.concatenate((surface.points, surface.normals), 1, dtype=np.float32),
         **pack_views([np.concatenate((view.points, view.normals), 1, dtype=np.float32) for view in views]),
         "slices": slices_of(sdf),
