@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +26,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from metasdf.errors import InputError
-from metasdf.geometry.frame import Frame
-from metasdf.geometry.mesh import Mesh, bounds
+from metasdf.geometry.frame import Frame, farthest_point
+from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import render
 from metasdf.geometry.sampling import depth_view, sdf_samples, surface_points
 from metasdf.geometry.sign import Hollows, SignMethod
 from metasdf.geometry.signed import MeshSDF
 
-FILL = 1 / 1.03  # distance of the farthest vertex from the middle, as in DeepSDF's preprocessing
 SLICE = 96  # points along a side of a slice
 SLICE_AXES = (((2, -1.0), (1, -1.0)), ((0, 1.0), (2, 1.0)), ((0, 1.0), (1, -1.0)))  # of the picture's columns and rows: (axis, direction)
 PICTURE = 192  # pixels
-SMALLEST = 1e-300  # half a size whose inverse does not overflow
 VERSION = 1  # of what is drawn: shapes of another version are drawn again
 
 
@@ -63,13 +60,7 @@ class Shape(NamedTuple):
 
 def frame_of(mesh: Mesh) -> Frame:
     """The middle of the bounding box goes to the origin, and the farthest vertex to a distance of 1 / 1.03."""
-    centre = bounds(mesh).mean(0)
-    x = mesh.vertices[np.unique(mesh.faces)] - centre
-    size = float(np.abs(x).max())
-    if size < SMALLEST:
-        raise InputError(f"The mesh is {size:.3g} in size, and the inverse of that is no number", fix="scale it up")
-    unit = math.ldexp(1.0, math.frexp(size)[1])  # a power of two: it changes no digit, and squares of small numbers would be zero
-    return Frame(tuple(centre.tolist()), FILL / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))
+    return farthest_point(mesh.vertices[np.unique(mesh.faces)])
 
 
 def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape:

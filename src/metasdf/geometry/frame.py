@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metasdf.errors import InputError
+
+FILL = 1 / 1.03  # distance of the farthest point of a 3D shape from the middle, as in DeepSDF's preprocessing
+SMALLEST = 1e-300  # half a size whose inverse does not overflow
 
 
 class Frame(NamedTuple):
@@ -36,3 +40,16 @@ def bounding_box(points: NDArray[np.floating], *, extent: float) -> Frame:
         raise InputError("all surface points coincide, so the shape has no size", cause="one point, or the same point many times",
                          fix="give points that cover the surface")  # fmt: skip
     return Frame(tuple(((low + high) / 2).tolist()), extent / size)
+
+
+def farthest_point(points: NDArray[np.floating], *, radius: float = FILL) -> Frame:
+    """The frame that centres the bounding box of `points` (N, d) and puts the farthest of them at `radius`. Raises InputError."""
+    low, high = np.min(points, 0).astype(np.float64), np.max(points, 0).astype(np.float64)
+    centre = (low + high) / 2
+    x = points - centre
+    size = float(np.abs(x).max())
+    if size < SMALLEST:
+        raise InputError(f"The shape is {size:.3g} in size, and the inverse of that is no number", cause="one point, or absurdly small units",
+                         fix="scale it up")  # fmt: skip
+    unit = math.ldexp(1.0, math.frexp(size)[1])  # a power of two: it changes no digit, and squares of small numbers would be zero
+    return Frame(tuple(centre.tolist()), radius / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))

@@ -63,7 +63,8 @@ def crossings(x: NDArray[np.floating], s: NDArray[np.floating]) -> NDArray[np.fl
     found = np.concatenate(((1 - t) * x[a] + t * x[b], x[s == 0]))
     if not len(found):
         raise InputError("no two neighbouring samples lie on the two sides of the surface", where=f"{len(s):,} samples",
-                         cause="too few samples, or distances in other units than the coordinates", fix="give more samples near the surface")  # fmt: skip
+                         cause="too few samples, or distances in other units than the coordinates",
+                         fix="give more samples near the surface")  # fmt: skip
     return found
 
 

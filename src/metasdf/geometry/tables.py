@@ -96,7 +96,7 @@ def read_npy(path: Path, *, widths: Sequence[int], expected: str, fix: str) -> F
         raise InputError("the array cannot be read", where=path, cause=f"empty, damaged, or no plain .npy file ({error or type(error).__name__})",
                          fix="save it again with numpy.save") from error  # fmt: skip
     if found.dtype.kind not in "fiu":
-        raise InputError(f"the array holds {found.dtype}, not real numbers", where=path, cause="another kind of data", fix="save points.astype(float)")
+        raise InputError(f"the array holds {found.dtype}, not real numbers", where=path, cause="other data", fix="save points.astype(float)")
     if found.ndim != 2 or found.shape[1] not in widths:
         if found.ndim == 2 and found.shape[0] in widths:
             raise InputError(f"the array has shape {found.shape}", where=path, cause="it is transposed: points go down the rows", fix="save points.T")
