@@ -16,6 +16,7 @@ from metasdf.data import deepsdf
 from metasdf.data.deepsdf import is_deepsdf, list_shapes, read_shape, write_shape
 from metasdf.data.sources import ShapeKey
 from metasdf.errors import InputError, UsageError
+from metasdf.geometry import tables
 
 KEY = ShapeKey("ShapeNetV2", "02691156", "abc")
 SAMPLES = Path("SdfSamples/ShapeNetV2/02691156/abc.npz")
@@ -191,7 +192,7 @@ def test_headers_that_lie(tmp_path: Path, header: str) -> None:
 
 def test_declared_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shape(tmp_path, KEY, x=ball()[0], s=ball()[1])
-    monkeypatch.setattr(deepsdf, "MAX_ARRAY_BYTES", 500)
+    monkeypatch.setattr(tables, "MAX_ARRAY_BYTES", 500)
     with pytest.raises(InputError, match="more than 500"):
         read_shape(tmp_path, KEY)
 

@@ -22,7 +22,7 @@ from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
-from metasdf.geometry.frame import Frame, bounding_box, unit_ball
+from metasdf.geometry.frame import Frame, bounding_box, farthest_point
 from metasdf.heads import DistanceAndSign, Head, make_head
 from metasdf.tasks import Observations
 
@@ -88,7 +88,7 @@ class Prior(nn.Module):
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
-        return bounding_box(surface, extent=self.extent) if self.dim == 2 else unit_ball(surface)
+        return bounding_box(surface, extent=self.extent) if self.dim == 2 else farthest_point(surface)
 
     @overload
     def adapt(

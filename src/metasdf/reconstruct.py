@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape
@@ -21,7 +21,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from metasdf.errors import InputError, MetaSDFError, UsageError
 from metasdf.files import write_whole
@@ -36,7 +35,8 @@ from metasdf.geometry.image import (
     read_silhouette,
     sdf_from_mask,
 )
-from metasdf.geometry.samples import zero_crossings
+from metasdf.geometry.samples import looks_signed, zero_crossings
+from metasdf.geometry.tables import must_exist, read_npy, read_text
 from metasdf.prior import MAX_CONTEXT, SDF, Prior
 from metasdf.tasks import ShapeSamples, dense, draw_surface
 
@@ -47,9 +47,7 @@ TEXT_SUFFIXES = (".csv", ".txt", ".xyz")
 OUTPUTS = (".npz", ".png", ".svg", ".json")
 FORMAT = "metasdf-reconstruction-1"  # how a summary of ours is told from another file of the same name
 DISTANCE_NAMES = {"s", "sdf", "d", "distance", "value"}
-MAX_SLOPE = 2.5  # |ds| / |dx| of neighbouring samples; 1 for a true distance, 2 across the edge of a pixel image (supplement 2.2.1)
 FAR = 1000.0  # times the side of the square: beyond, single precision would show in a drawing
-PLAUSIBLE = 0.8  # the share of neighbours that must keep to it
 _POINTS = 1  # key of the random stream of context points, as in evaluation (data.loader)
 
 
@@ -115,16 +113,22 @@ def read_observations(path: str | Path, *, columns: Columns | None = None, foreg
     Raises UsageError if there is no such file, and InputError, with file and line, for what cannot be used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError("the input is a folder" if path.is_dir() else "the input does not exist", where=path,
-                         cause="a wrong path", fix="pass image, .npy or .csv files")  # fmt: skip
+    must_exist(path, fix="pass image, .npy or .csv files")
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return Observed("image", None, None, read_silhouette(path, foreground=foreground), "pixels")
+    named = False
     if suffix == ".npy":
-        rows, named = _read_npy(path), False
+        rows = read_npy(path, widths=(2, 3), expected="(N, 2) points or (N, 3) samples x, y, s",
+                        fix="save an image as .png, points as an (N, 2) array")  # fmt: skip
     elif suffix in TEXT_SUFFIXES:
-        rows, named = _read_text(path, columns)
+        rows, names, where = read_text(path, partial(_header, columns=columns))
+        named = names is not None
+        if rows.shape[1] not in (2, 3):
+            cause = "another kind of data, or decimal commas" if rows.shape[1] > 3 else "columns separated by something else than commas or blanks"
+            raise InputError(f"the line has {rows.shape[1]} columns, not 2 (x, y) or 3 (x, y, s)", where=where, cause=cause)
+        if names and columns is None:
+            rows = rows[:, [names.index(name) for name in "xys"[: len(names)]]]
     else:
         raise InputError(f"files of type {suffix or '(none)'} cannot be read", where=path, cause="another format, or a missing ending",
                          fix=f"convert it to one of {', '.join((*IMAGE_SUFFIXES, '.npy', *TEXT_SUFFIXES))}")  # fmt: skip
@@ -144,109 +148,20 @@ def read_observations(path: str | Path, *, columns: Columns | None = None, foreg
     return Observed("samples", rows[:, :2], rows[:, 2], None, "units of the input")
 
 
-def looks_signed(x: Array, s: Array) -> bool:
-    """Whether s (N,) may be signed distances at x (N, 2): between most nearest neighbours it changes by no more than MAX_SLOPE times their gap."""
-    rows = np.unique(np.column_stack((x - x.mean(0), s)), axis=0)  # the same sample twice says nothing
-    if len(rows) < 3:
-        return True
-    gap, nearest = cKDTree(rows[:, :2]).query(rows[:, :2], k=2)
-    # Of two points at one place either may be listed first: a row's neighbour is the column that is not itself.
-    other = np.where(nearest[:, 0] == np.arange(len(rows)), nearest[:, 1], nearest[:, 0])
-    change = np.abs(rows[:, 2] - rows[other, 2])
-    return bool((change <= MAX_SLOPE * gap[:, 1] * (1 + 1e-6)).mean() >= PLAUSIBLE)
-
-
-def _read_npy(path: Path) -> Array:
-    try:
-        # A map checks the length against the header before any memory is taken; nothing is ever unpickled.
-        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:
-        raise InputError("the array cannot be read", where=path, cause=f"empty, damaged, or no plain .npy file ({error})",
-                         fix="save it again with numpy.save") from error  # fmt: skip
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"the array holds {array.dtype}, not real numbers", where=path, fix="save points.astype(float)")
-    if array.ndim != 2 or array.shape[1] not in (2, 3):
-        if array.ndim == 2 and array.shape[0] in (2, 3):
-            raise InputError(f"the array has shape {array.shape}", where=path, cause="it is transposed: points go down the rows", fix="save points.T")
-        cause = "an image saved as an array" if array.ndim == 2 and min(array.shape) > 7 else "another kind of data"
-        raise InputError(f"the array has shape {array.shape}, not (N, 2) points or (N, 3) samples x, y, s", where=path, cause=cause,
-                         fix="save an image as .png, points as an (N, 2) array")  # fmt: skip
-    rows = array.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(rows).all(1))
-    if len(bad):
-        raise InputError(f"{len(bad)} of {len(rows)} rows hold NaN or infinity, the first is row {bad[0]}", where=path,
-                         cause="missing measurements", fix="remove them: rows[np.isfinite(rows).all(1)]")  # fmt: skip
-    return rows
-
-
-def _read_text(path: Path, columns: Columns | None) -> tuple[Array, bool]:
-    """Rows (N, 2 or 3), ordered x, y, s, and whether a header named them."""
-    order: list[int] | None = None
-    rows: list[list[float]] = []
-    width = 0
-    try:
-        for number, tokens, comment in _lines(path):
-            where = f"{path}, line {number}"
-            if not rows and order is None and tokens and not _number(tokens[0]):
-                order = list(range(len(tokens))) if columns and not comment else _header(tokens, where, comment=comment)
-                width = len(tokens) if order else 0
-                continue
-            if comment:
-                continue
-            width = width or len(tokens)
-            values = [_number(token) for token in tokens]
-            if None in values:
-                raise InputError(f"{tokens[values.index(None)][:40]!r} is not a number", where=where, cause="a damaged line",
-                                 fix="write numbers with a decimal point, separated by commas or blanks")  # fmt: skip
-            if len(tokens) != width:
-                raise InputError(f"the line has {len(tokens)} columns, those before have {width}", where=where, cause="a damaged or incomplete line")
-            if width not in (2, 3):
-                cause = "another kind of data, or decimal commas" if width > 3 else "columns separated by something else than commas or blanks"
-                raise InputError(f"the line has {width} columns, not 2 (x, y) or 3 (x, y, s)", where=where, cause=cause)
-            if not all(math.isfinite(value[0]) for value in values if value):
-                raise InputError("the line holds NaN or infinity", where=where, cause="a missing measurement", fix="remove the line")
-            rows.append([value[0] for value in values if value])
-    except UnicodeDecodeError as error:
-        raise InputError("the file is no text", where=path, cause="a binary file under this name", fix="export it as comma-separated text") from error
-    if not rows:
-        raise InputError("the file holds no points", where=path, cause="an empty file" if order is None else "nothing but a header")
-    table = np.array(rows, dtype=np.float64)
-    return table if order is None else table[:, order], order is not None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str], bool]]:
-    """Number, columns and whether it is a comment of each line that is not blank."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            text = line.strip()
-            comment = text.startswith("#")
-            text = text.lstrip("# ")
-            if text:
-                pieces = re.split(r"[,;]", text) if "," in text or ";" in text else text.split()
-                yield number, [piece.strip().strip("\"'") for piece in pieces], comment
-
-
-def _number(token: str) -> tuple[float] | None:
-    """In a tuple, so that 0.0 is told from no number."""
-    try:
-        return (float(token),)
-    except ValueError:
-        return None
-
-
-def _header(names: list[str], where: str, *, comment: bool) -> list[int] | None:
-    """Positions of x, y and, if there, the distance. None for a comment that is no header."""
-    found = [name.lower() for name in names]
-    distance = [k for k, name in enumerate(found) if name in DISTANCE_NAMES]
+def _header(names: list[str], where: str, comment: bool, *, columns: Columns | None) -> list[str] | None:
+    """What the columns are: x, y and, if there, s. None for a comment that is no header."""
+    if columns and not comment:
+        return list(columns) if len(columns) == len(names) else ["_"] * len(names)
+    found = ["s" if name.lower() in DISTANCE_NAMES else name.lower() for name in names]
     if set(found) >= {"x", "y", "z"}:
         raise InputError("the header says x, y, z: these are 3D points for a 2D prior", where=where, cause="a scan, or a mesh's vertices",
                          fix="give 2D points with a header x,y, or samples with a header x,y,s")  # fmt: skip
-    if not ({"x", "y"} <= set(found) and len(found) == 2 + len(distance) and len(distance) <= 1):
+    if sorted(found) not in (["x", "y"], ["s", "x", "y"]):
         if comment:
             return None
         raise InputError(f"the columns {', '.join(names)[:80]} are not known", where=where, cause="a header with other names",
                          fix="name them x,y for points or x,y,s for signed distances")  # fmt: skip
-    return [found.index("x"), found.index("y"), *distance]
+    return found
 
 
 # -- what the prior is given -----------------------------------------------------------------------------------------------------------

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from metasdf.data.sources import ShapeKey, check_key
@@ -25,9 +23,9 @@ from metasdf.errors import InputError, UsageError
 from metasdf.files import write_whole
 from metasdf.geometry.formats import ply
 from metasdf.geometry.io import read_points
+from metasdf.geometry.tables import read_npz
 
 SAMPLES, SURFACE, NORMALISATION = "SdfSamples", "SurfaceSamples", "NormalizationParameters"
-MAX_ARRAY_BYTES = 2**30
 _AGAIN = "make the file again with DeepSDF's preprocessing"
 
 
@@ -127,29 +125,9 @@ def _read_normalisation(path: Path) -> tuple[NDArray[np.float64], float]:
 
 
 def _read_npz(path: Path, names: Sequence[str]) -> list[NDArray[np.floating]]:
-    """Arrays of floats out of an .npz. Sizes are checked against each other before anything is allocated, and nothing is unpickled."""
     if not path.is_file():
         raise InputError("The file does not exist", where=path, cause="an incomplete copy, or a split of other data", fix="check the root folder")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [_read_npy(archive, name) for name in names]
-    # Damaged zips raise what the decompressor happens to say
-    except Exception as error:
-        raise InputError(f"The file cannot be read: {error or type(error).__name__}", where=path, cause="damaged, cut off, or no .npz of DeepSDF's",
-                         fix=_AGAIN) from error  # fmt: skip
-
-
-def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[np.floating]:
-    info = archive.getinfo(f"{name}.npy")
-    if info.file_size > MAX_ARRAY_BYTES:
-        raise ValueError(f"{name} has {info.file_size:,} bytes, more than {MAX_ARRAY_BYTES:,}")
-    with archive.open(info) as member:
-        stream = io.BytesIO(member.read(info.file_size))
-    version = npy.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"npy version {version}")
-    shape, columns_first, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-    body = stream.getbuffer()[stream.tell() :]
-    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"{name} is {dtype} {shape} in {len(body):,} bytes")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if columns_first else "C")
+    found, _ = read_npz(path, names, fix=_AGAIN)
+    if missing := [name for name in names if name not in found]:
+        raise InputError(f"The file cannot be read: there is no {missing[0]}", where=path, cause="another kind of data", fix=_AGAIN)
+    return [found[name] for name in names]

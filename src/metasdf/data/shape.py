@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from metasdf.errors import InputError
-from metasdf.geometry.frame import Frame, unit_ball
+from metasdf.geometry.frame import Frame, farthest_point
 from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import render
 from metasdf.geometry.sampling import depth_view, sdf_samples, surface_points, uniform
@@ -63,7 +63,7 @@ class Shape(NamedTuple):
 
 def frame_of(mesh: Mesh) -> Frame:
     """The middle of the bounding box goes to the origin, and the farthest vertex to a distance of 1 / 1.03."""
-    return unit_ball(mesh.vertices[np.unique(mesh.faces)])
+    return farthest_point(mesh.vertices[np.unique(mesh.faces)])
 
 
 def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from metasdf.errors import InputError
 
+FILL = 1 / 1.03  # distance of the farthest point of a 3D shape from the middle, as in DeepSDF's preprocessing
+SMALLEST = 1e-300  # half a size whose inverse does not overflow
+
 
 class Frame(NamedTuple):
     """field = (x - centre) * scale; a distance in the user's units is multiplied by the same scale."""
@@ -23,10 +26,6 @@ class Frame(NamedTuple):
 
     def from_field(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.asarray(x, np.float64) / self.scale + np.asarray(self.centre)
-
-
-FILL = 1 / 1.03  # distance of the farthest point from the middle, as in DeepSDF's preprocessing
-SMALLEST = 1e-300  # half a size whose inverse does not overflow
 
 
 def identity(dim: int) -> Frame:
@@ -43,13 +42,14 @@ def bounding_box(points: NDArray[np.floating], *, extent: float) -> Frame:
     return Frame(tuple(((low + high) / 2).tolist()), extent / size)
 
 
-def unit_ball(points: NDArray[np.floating]) -> Frame:
-    """The middle of the bounding box of `points` (N, 3) goes to the origin, and the farthest of them to a distance of 1 / 1.03."""
-    centre = (points.min(0) + points.max(0)) / 2
+def farthest_point(points: NDArray[np.floating], *, radius: float = FILL) -> Frame:
+    """The frame that centres the bounding box of `points` (N, d) and puts the farthest of them at `radius`. Raises InputError."""
+    low, high = np.min(points, 0).astype(np.float64), np.max(points, 0).astype(np.float64)
+    centre = (low + high) / 2
     x = points - centre
     size = float(np.abs(x).max())
     if size < SMALLEST:
-        raise InputError(f"the shape is {size:.3g} in size, and the inverse of that is no number", cause="points that all coincide, or tiny units",
+        raise InputError(f"The shape is {size:.3g} in size, and the inverse of that is no number", cause="one point, or absurdly small units",
                          fix="scale it up")  # fmt: skip
     unit = math.ldexp(1.0, math.frexp(size)[1])  # a power of two: it changes no digit, and squares of small numbers would be zero
-    return Frame(tuple(centre.tolist()), FILL / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))
+    return Frame(tuple(centre.tolist()), radius / (float(np.linalg.norm(x / unit, axis=1).max()) * unit))

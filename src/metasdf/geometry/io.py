@@ -63,10 +63,22 @@ def read_mesh_bytes(data: bytes, suffix: str, *, where: object = "", sibling: Si
 
 def read_points(path: str | Path) -> NDArray[np.float64]:
     """The vertices (N, 3) of a PLY file, with or without faces, finite or not. Raises as `read_mesh`."""
+    return _ply(path, ply.parse_points)
+
+
+def read_cloud(path: str | Path) -> dict[str, NDArray[np.float64]] | None:
+    """All numbers (N,) that the points of a PLY file have, by name: x, y, z, and nx or whatever else there is. None if it has faces: a mesh.
+
+    Raises as `read_mesh`.
+    """
+    return _ply(path, ply.parse_cloud)
+
+
+def _ply(path: str | Path, parse: Callable[..., _T]) -> _T:
     path = Path(path)
     _known(path.suffix, {".ply": None}, path)
     try:
-        return ply.parse_points(_contents(path), where=path)
+        return parse(_contents(path), where=path)
     except InputError:
         raise
     except (ValueError, LookupError, OverflowError, MemoryError) as error:

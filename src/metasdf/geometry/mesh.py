@@ -98,7 +98,7 @@ def prune(mesh: Mesh) -> Mesh:
 
 def weld(mesh: Mesh) -> Mesh:
     """Vertices with exactly equal coordinates become one, the first of them; unused ones go. Faces keep number and order."""
-    first = _first_of_equal_rows(mesh.vertices + 0.0)  # -0.0 equals 0.0
+    first = first_of_equal_rows(mesh.vertices + 0.0)  # -0.0 equals 0.0
     return prune(Mesh(mesh.vertices, first[mesh.faces]))
 
 
@@ -112,7 +112,7 @@ def clean(mesh: Mesh, *, coincident: bool = True) -> Mesh:
     keep = ~_flat(mesh)
     if coincident:
         corners = np.sort(mesh.faces, 1)
-        first = _first_of_equal_rows(corners)
+        first = first_of_equal_rows(corners)
         keep &= first == np.arange(len(first))
     return prune(Mesh(mesh.vertices, mesh.faces[keep]))
 
@@ -150,8 +150,8 @@ def _or_one(lengths: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(lengths > 0, lengths, 1.0)
 
 
-def _first_of_equal_rows(rows: NDArray[np.generic]) -> NDArray[np.int64]:
-    """For each row (N, 3), the number of the first row equal to it."""
+def first_of_equal_rows(rows: NDArray[np.generic]) -> NDArray[np.int64]:
+    """For each row (N, C), the number of the first row equal to it."""
     order = np.lexsort(rows.T)  # stable: equal rows stay in order
     new = np.ones(len(rows), np.bool_)
     new[1:] = (rows[order[1:]] != rows[order[:-1]]).any(1)

@@ -58,6 +58,15 @@ def parse_points(data: bytes, *, where: object = "") -> NDArray[np.float64]:
     return _points(_read(data, where), where)
 
 
+def parse_cloud(data: bytes, *, where: object = "") -> dict[str, NDArray[np.float64]] | None:
+    """All numbers (V,) that vertices have, finite or not, by their names in the file; None if there are faces. Raises InputError."""
+    if any(element.name == "face" and element.rows for element in _header(data, where)[0]):
+        return None
+    elements = _read(data, where)
+    _points(elements, where)
+    return {name: column.astype(np.float64) for name, column in elements["vertex"].items() if not isinstance(column, _List)}
+
+
 def encode(vertices: NDArray[np.floating], faces: NDArray[np.int64] | None = None) -> bytes:
     """Binary, coordinates in the vertices' own precision; without faces a point cloud."""
     single = vertices.dtype == np.float32
