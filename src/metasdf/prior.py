@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -23,8 +23,13 @@ from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
 from metasdf.geometry.frame import Frame, bounding_box, farthest_point
+from metasdf.geometry.pose import Pose
 from metasdf.heads import DistanceAndSign, Head, make_head
 from metasdf.tasks import Observations
+
+if TYPE_CHECKING:
+    from metasdf.geometry.isosurface import Extraction
+    from metasdf.geometry.mesh import Mesh
 
 SHIPPED = Path(__file__).parent / "priors"
 MNIST_EXTENT = 20 / 28  # MNIST scales each digit so that its longer side is 20 of 28 pixels
@@ -46,6 +51,14 @@ def build_conditioner(experiment: Experiment, *, n_tasks: int = 0, generator: to
     if m.kind == "codes":
         return AutoDecoder(decoder, m.codes, n_tasks=n_tasks, head=head, generator=generator)
     return LatentLoop(decoder, m.latent, head=head)
+
+
+class Observed(NamedTuple):
+    """What is known of one shape in the field's cube: points x (N, d), signed distances s (N,) or None on the surface, and the way there."""
+
+    pose: Frame | Pose
+    x: NDArray[np.floating]
+    s: NDArray[np.floating] | None
 
 
 class Prior(nn.Module):
@@ -114,10 +127,10 @@ class Prior(nn.Module):
             frames = frame if isinstance(frame, Sequence) and not isinstance(frame, Frame) else [frame] * len(points)
             if not len(points) == len(values) == len(frames):
                 raise InputError(f"{len(points)} shapes, {len(values)} sets of values and {len(frames)} frames", fix="give one of each per shape")
-            return self._adapt([self._observe(p, v, f) for p, v, f in zip(points, values, frames, strict=True)], steps)
-        return self._adapt([self._observe(points, values, frame)], steps)[0]
+            return self.fit([self._observe(p, v, f) for p, v, f in zip(points, values, frames, strict=True)], steps=steps)
+        return self.fit([self._observe(points, values, frame)], steps=steps)[0]
 
-    def _observe(self, points: Any, values: Any, frame: Frame | None) -> tuple[Frame, NDArray[np.float32], NDArray[np.float32]]:
+    def _observe(self, points: Any, values: Any, frame: Frame | None) -> Observed:
         x = _check_points(_numpy(points), self.dim)
         if self.needs_values and values is None:
             raise InputError(f"the prior {self.name} learns from signed distances, only points were given", cause="bare surface points",
@@ -127,36 +140,41 @@ class Prior(nn.Module):
                              fix="use a dense prior (for digits: mnist-dense), or pass the points on the surface alone")  # fmt: skip
         if values is None:
             frame = frame or self.frame_of(x)
-            y = np.zeros((len(x), 1))
+            s = None
         else:
-            y = _check_values(_numpy(values), len(x))
+            s = _check_values(_numpy(values), len(x))[:, 0]
             if frame is None:
-                from metasdf.geometry.samples import zero_crossings
+                from metasdf.geometry.samples import crossings
 
-                frame = self.frame_of(zero_crossings(x, y[:, 0]))
-            y = y * frame.scale
+                frame = self.frame_of(crossings(x, s))
+            s = s * frame.scale
         if len(frame.centre) != self.dim:
             raise InputError(f"a {len(frame.centre)}D frame for a {self.dim}D prior")
         x = frame.to_field(x)
         if len(x) > MAX_CONTEXT:
             chosen = np.random.default_rng(0).permutation(len(x))[:MAX_CONTEXT]
-            x, y = x[chosen], y[chosen]
-        return frame, x.astype(np.float32), y.astype(np.float32)
+            x, s = x[chosen], None if s is None else s[chosen]
+        return Observed(frame, x, s)
 
-    def _adapt(self, observed: list[tuple[Frame, NDArray[np.float32], NDArray[np.float32]]], steps: int | None) -> list[SDF]:
+    def fit(self, observed: Sequence[Observed], *, steps: int | None = None) -> list[SDF]:
+        """`adapt` for what is in the field's cube already."""
         first = next(self.conditioner.parameters())
         sdfs: list[SDF | None] = [None] * len(observed)
         # Shapes with equally many points are fitted as one batch; every shape keeps its own gradient, so grouping changes nothing.
         sizes: dict[int, list[int]] = {}
-        for index, (_, x, _) in enumerate(observed):
-            sizes.setdefault(len(x), []).append(index)
-        for group in sizes.values():
-            context = Observations(*(torch.from_numpy(np.stack([observed[i][k] for i in group])).to(first) for k in (1, 2)))
+        for index, each in enumerate(observed):
+            sizes.setdefault(len(each.x), []).append(index)
+        for n, group in sizes.items():
+            x = np.stack([observed[i].x for i in group])
+            y = np.zeros((len(group), n, 1))
+            for row, i in enumerate(group):
+                y[row, :, 0] = 0.0 if (s := observed[i].s) is None else s
+            context = Observations(*(torch.from_numpy(each.astype(np.float32)).to(first) for each in (x, y)))
             with torch.no_grad():
                 path = self.conditioner.trajectory(context, steps=steps)
             for row, i in enumerate(group):
                 own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in path]
-                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i][0], prior=self.name)
+                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name)
         return [sdf for sdf in sdfs if sdf is not None]
 
 
@@ -164,11 +182,15 @@ class SDF:
     """The signed distance function of one shape, in the user's own units: negative inside.
 
     `sdf(x)` and `sdf.value_and_grad(x)` take (..., d) arrays or tensors and answer in kind.
-    `sdf.after(j)` is the field after j inner steps, `sdf.frame` the map to field units.
+    `sdf.after(j)` is the field after j inner steps, `sdf.frame` the map to field units. pose: that map where the shape was turned as well.
     """
 
-    def __init__(self, path: list[Params], spec: FieldSpec, head: Head, frame: Frame, *, prior: str = "") -> None:
-        self.path, self.spec, self.head, self.frame, self.prior = path, spec, head, frame, prior
+    def __init__(self, path: list[Params], spec: FieldSpec, head: Head, pose: Frame | Pose, *, prior: str = "") -> None:
+        self.path, self.spec, self.head, self.pose, self.prior = path, spec, head, pose, prior
+
+    @property
+    def frame(self) -> Frame:
+        return self.pose.frame if isinstance(self.pose, Pose) else self.pose
 
     @property
     def params(self) -> Params:
@@ -176,11 +198,42 @@ class SDF:
 
     def after(self, step: int) -> SDF:
         """The field after `step` steps; 0 is the learned initialisation."""
-        return SDF(self.path[: step + 1], self.spec, self.head, self.frame, prior=self.prior)
+        return SDF(self.path[: step + 1], self.spec, self.head, self.pose, prior=self.prior)
 
     def in_field(self, x: Tensor) -> Tensor:
         """Distance (N, 1) at field coordinates (N, d), differentiable."""
         return self.head.to_sdf(field(self.params, x, self.spec))
+
+    @torch.no_grad()
+    def at_field(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Distances (N,) in field units at field coordinates (N, d)."""
+        return self._values(x)[:, 0]
+
+    def extract(self, *, resolution: int = 128, method: Literal["sparse", "dense"] = "sparse") -> Extraction:
+        """The surface of a 3D shape as a mesh in the user's units, and how it was found: see `geometry.isosurface.extract`.
+
+        Raises UsageError for 2D, EmptySurfaceError where there is none, InputError for a field that is not finite.
+        """
+        from metasdf.geometry.isosurface import extract
+
+        if self.spec.in_dim != 3:
+            raise UsageError("only 3D shapes have meshes", cause=f"this is a {self.spec.in_dim}D field", fix="metasdf reconstruct draws contours of 2D ones")
+        found = extract(self._values, resolution=resolution, method=method)
+        return found._replace(mesh=found.mesh._replace(vertices=self.pose.from_field(found.mesh.vertices)))
+
+    def mesh(self, resolution: int = 128) -> Mesh:
+        """The surface in the user's units: vertices (V, 3) and faces (F, 3), outwards. Raises as `extract`."""
+        return self.extract(resolution=resolution).mesh
+
+    @torch.no_grad()
+    def _values(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Distances in field units at field coordinates (N, d): (N, 1); where a sign is put to the distance, that one too: (N, 2)."""
+        rows = []
+        for part in torch.from_numpy(np.ascontiguousarray(x)).to(self.params[0].weight).split(65_536):
+            out = field(self.params, part, self.spec)
+            s = self.head.to_sdf(out)
+            rows.append((s if self.head.channels == 1 else torch.cat((s, out[..., :1]), -1)).double().cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, self.head.channels))
 
     @overload
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -201,7 +254,7 @@ class SDF:
         if points.ndim < 1 or points.shape[-1] != dim:
             raise InputError(f"points must have shape (..., {dim}), got {points.shape}", cause="a transposed array, or another dimension")
         like = self.params[0].weight
-        flat = torch.from_numpy(self.frame.to_field(points).reshape(-1, dim)).to(like)
+        flat = torch.from_numpy(self.pose.to_field(points.reshape(-1, dim))).to(like)
         values, grads = [], []
         for part in flat.split(65_536):
             with torch.set_grad_enabled(gradient):
@@ -211,8 +264,11 @@ class SDF:
                     grads.append(torch.autograd.grad(value.sum(), part)[0])
             values.append(value.detach())
         s = (torch.cat(values) if values else flat.new_zeros(0, 1)).double().cpu().numpy().reshape(points.shape[:-1]) / self.frame.scale
-        # The chain rule through the frame cancels: d(s / scale)/dx = ds/dfield * scale / scale.
-        g = torch.cat(grads).double().cpu().numpy().reshape(points.shape) if grads else np.zeros(points.shape)
+        # The chain rule through the frame cancels: d(s / scale)/dx = ds/dfield * scale / scale. A turn stays.
+        g = torch.cat(grads).double().cpu().numpy() if grads else np.zeros((flat.shape[0], dim))
+        if isinstance(self.pose, Pose):
+            g = g @ self.pose.rotation
+        g = g.reshape(points.shape)
         if isinstance(x, Tensor):
             like = x if x.is_floating_point() else like.to(x.device)  # whole coordinates do not have whole distances
             return torch.from_numpy(np.asarray(s)).to(like), torch.from_numpy(g).to(like)
@@ -223,7 +279,8 @@ class SDF:
         tensors = {f"{index}.{key}": t for index, layer in enumerate(self.params) for key, t in layer._asdict().items()}
         state = {"field": to_dict(self.spec), "norm": getattr(self.head, "norm", "squared"),
                  "head": "distance_sign" if isinstance(self.head, DistanceAndSign) else "distance", "centre": list(self.frame.centre),
-                 "scale": self.frame.scale, "prior": self.prior}  # fmt: skip
+                 "scale": self.frame.scale, "prior": self.prior,
+                 "rotation": self.pose.rotation.tolist() if isinstance(self.pose, Pose) else None}  # fmt: skip
         save_state(Path(path), tensors, state, kind="sdf")
 
 
@@ -233,7 +290,8 @@ def load_sdf(path: str | Path) -> SDF:
     spec = from_dict(FieldSpec, state["field"])
     params = tuple(Layer(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(spec.shapes)))
     head = make_head(state.get("head", "distance"), state["norm"])
-    return SDF([params], spec, head, Frame(tuple(state["centre"]), state["scale"]), prior=state["prior"])
+    frame, rotation = Frame(tuple(state["centre"]), state["scale"]), state.get("rotation")
+    return SDF([params], spec, head, frame if rotation is None else Pose(np.array(rotation), frame), prior=state["prior"])
 
 
 def shipped() -> list[str]:
