@@ -140,7 +140,7 @@ def test_a_surface_against_itself_is_the_floor() -> None:
 
 
 def test_default_convention_is_the_papers() -> None:
-    assert PAPER == (30_000, 0.02, 100_000, 0)
+    assert PAPER == (30_000, 0.02, 20_000, 0)
     assert compare(ball(1), ball(2), name="ball", frame=UNIT).convention == PAPER
 
 

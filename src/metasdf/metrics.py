@@ -26,11 +26,11 @@ Inside = Callable[[Floats], Bools]  # points (N, 3) in the shape's own units -> 
 
 
 class Convention(NamedTuple):
-    """What a value depends on beside the surfaces; part of every summary. The number of points is the paper's (section 4, 3D)."""
+    """What a value depends on beside the surfaces; part of every summary. The number of points is the paper's (3D experiments)."""
 
     points: int = 30_000  # on each side; as many near the surface for the signs
     threshold: float = 0.02  # of the F-score, in field units: 1 % of the cube's side (Tatarchenko et al. 2019)
-    volume_points: int = 100_000  # for IoU
+    volume_points: int = 20_000  # for IoU, as many as data sets hold
     seed: int = 0
 
 
@@ -91,7 +91,7 @@ DEFINITION = {
     "normals": "mean over points of |cos| of the angle between a point's normal and that of the nearest point of the other side; mean of both ways",
     "normals_floor": "the same between two samplings of the true surface",
     "normals_signed": "normals without the absolute value: 1 where all orientations agree, -1 where all are opposite",
-    "iou": "volume inside both over volume inside either, by points uniform in the joint bounding box of both surfaces; none where all are outside",
+    "iou": "volume inside both over volume inside either, by points uniform in the joint bounding box of both surfaces; none where nothing is inside",
     "misclassified": "percent of points whose sign is wrong: true surface points plus Gaussian noise, of variance 0.005 or 0.0005 in field units",
     "best_of": "reconstructions of each shape; where above 1, all values are those of the one with the least chamfer (supplement 3.2.6)",
     "failed": "shapes of which no reconstruction has a surface: in failures, and in no mean",
