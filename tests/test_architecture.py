@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "conditioning": {"fields", "heads", "tasks"},
     "progress": set(),
     "data": {"geometry", "tasks", "progress"},
+    "metrics": {"geometry"},
 }
 
 
@@ -114,6 +115,10 @@ def test_importing_metasdf_is_cheap() -> None:
 
 def test_help_is_cheap() -> None:
     assert modules_after("sys.argv = ['metasdf', '--help']; from metasdf.cli import main; main()") & HEAVY == set()
+
+
+def test_measures_need_no_torch() -> None:
+    assert "torch" not in modules_after("import metasdf.metrics")
 
 
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
