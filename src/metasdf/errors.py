@@ -34,6 +34,10 @@ class UsageError(MetaSDFError, ValueError):
     exit_code = 2
 
 
+class EmptySurfaceError(MetaSDFError):
+    """A field has no zero level set where it was looked for: exit code 1."""
+
+
 class CheckpointError(MetaSDFError):
     """A saved file is damaged, or belongs to something else: exit code 1."""
 

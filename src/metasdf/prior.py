@@ -217,7 +217,7 @@ class SDF:
         from metasdf.geometry.isosurface import extract
 
         if self.spec.in_dim != 3:
-            raise UsageError("only 3D shapes have meshes", cause=f"this is a {self.spec.in_dim}D field", fix="metasdf reconstruct draws contours of 2D ones")
+            raise UsageError("only 3D shapes have meshes", cause=f"this is a {self.spec.in_dim}D field", fix="metasdf reconstruct draws contours")
         found = extract(self._values, resolution=resolution, method=method)
         return found._replace(mesh=found.mesh._replace(vertices=self.pose.from_field(found.mesh.vertices)))
 

@@ -1,4 +1,4 @@
-"""How good the surfaces of a prior's reconstructions are: each shape of a split fitted, extracted as a mesh and measured (main paper, 3D experiments)."""
+"""How good a prior's reconstructed surfaces are: each shape of a split fitted, extracted as a mesh and measured (main paper, 3D experiments)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metasdf.data.loader import Loader, rows_of
 from metasdf.data.shape import read_shape
@@ -16,12 +15,12 @@ from metasdf.errors import EmptySurfaceError, InputError, UsageError
 from metasdf.evaluate import spread
 from metasdf.geometry.frame import Frame
 from metasdf.metrics import PAPER, Convention, Failure, Outcome, best, compare, iou, misclassified, summarise
-from metasdf.prior import SDF, Prior
+from metasdf.prior import Observed, Prior
 from metasdf.progress import Report, reporter
 from metasdf.provenance import commit, hardware
 
 DEFINITION = {
-    "iou": "volume inside both over volume inside either, by points uniform in the cube [-1, 1]^3 of the field; none where the data set has no such points",
+    "iou": "volume inside both over volume inside either, by the data set's points uniform in the field's cube [-1, 1]^3; none where it has no such",
     "misclassified": "percent of the shape's judged samples, drawn as DeepSDF draws them and never part of a context, whose sign is wrong",
     "fit_ms": "median over shapes of the wall-clock milliseconds from context to parameters, one shape at a time",
     "mesh_ms": "median over shapes of the wall-clock milliseconds from parameters to mesh",
@@ -30,8 +29,9 @@ DEFINITION = {
 
 
 def evaluate_surfaces(
-    prior: Prior, store: Store, *, split: str = "test", category: str | None = None, limit: int | None = None, resolution: int = 128, best_of: int = 1,
-    seed: int = 0, steps: int | None = None, convention: Convention = PAPER, device: torch.device | None = None, progress: bool | Report = True,
+    prior: Prior, store: Store, *, split: str = "test", category: str | None = None, limit: int | None = None, resolution: int = 128,
+    best_of: int = 1, seed: int = 0, steps: int | None = None, convention: Convention = PAPER, device: torch.device | None = None,
+    progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Chamfer, F-score, normals, IoU and wrong signs of every shape of a split, ready for JSON. The context is drawn as in evaluation.
 
@@ -64,15 +64,16 @@ def evaluate_surfaces(
 
 
 def _attempt(
-    prior: Prior, store: Store, index: int, *, resolution: int, seed: int, steps: int | None, convention: Convention, times: list[tuple[float, float, int]]
-) -> Outcome:
+    prior: Prior, store: Store, index: int, *, resolution: int, seed: int, steps: int | None, convention: Convention,
+    times: list[tuple[float, float, int]],
+) -> Outcome:  # fmt: skip
     e = prior.experiment
     loader = Loader(store, indices=np.array([index]), rule=e.context, n_context=e.n_test, n_query=0, batch=1, seed=seed)
     shape = read_shape(store.item(index), "surface", "volume")
     name, frame = str(shape.facts["name"]), Frame(tuple(shape.facts.get("centre", (0.0, 0.0, 0.0))), float(shape.facts.get("scale", 1.0)))
     context = loader.tasks(np.array([index])).context
     started = time.perf_counter()
-    (sdf,) = prior.fit([(frame, context.x[0].numpy(), context.y[0].numpy())], steps=steps)
+    (sdf,) = prior.fit([Observed(frame, context.x[0].numpy(), context.y[0, :, 0].numpy())], steps=steps)
     fitted = time.perf_counter()
     try:
         extraction = sdf.extract(resolution=resolution)
@@ -84,13 +85,6 @@ def _attempt(
     found = compare(truth, extraction.mesh, name=name, frame=frame, convention=convention)
     volume, judged = shape.arrays["volume"], loader.shapes.judged(index)
     return found._replace(
-        iou=iou(volume[:, 3] < 0, _inside(sdf, volume[:, :3])) if len(volume) else None,
-        misclassified=misclassified(judged.s[:, 0] < 0, _inside(sdf, judged.x)),
+        iou=iou(volume[:, 3] < 0, sdf.at_field(volume[:, :3]) < 0) if len(volume) else None,
+        misclassified=misclassified(judged.s[:, 0] < 0, sdf.at_field(judged.x) < 0),
     )
-
-
-@torch.no_grad()
-def _inside(sdf: SDF, x: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """At field coordinates (N, 3)."""
-    points = torch.from_numpy(np.ascontiguousarray(x)).to(sdf.params[0].weight)
-    return np.concatenate([(sdf.in_field(part)[:, 0] < 0).cpu().numpy() for part in points.split(65_536)])

@@ -198,19 +198,34 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, type=path_type)
 @click.option("-m", "--prior", required=True, shell_complete=_prior_names, help="Prior: a shipped name, a file or a run folder.")
-@click.option("-o", "--out", type=path_type, required=True, help="Folder for the results.")
-@click.option("--resolution", type=click.IntRange(8, 4096), default=128, show_default=True, help="Grid points along a side of the written SDF.")
+@click.option("-o", "--out", type=path_type, required=True, help="Folder for the results; 3D, one scan: or a mesh file, .ply .obj .glb .stl .off.")
+@click.option("--resolution", type=click.IntRange(8, 4096), default=128, show_default=True, help="Grid points along a side of the SDF or mesh.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
-@click.option("--y-up", is_flag=True, help="The y axis of points and samples points up (images and SVG: down).")
+@click.option("--y-up", is_flag=True, help="2D: the y axis of points and samples points up (images and SVG: down).")
+@click.option("--up", type=click.Choice(["x", "y", "z", "-x", "-y", "-z"]), default="y", show_default=True, help="3D: the scan's axis that goes up.")
+@click.option("--align", "turns", type=click.IntRange(1, 360), default=1, metavar="N",
+              help="3D: try N headings about the up axis, 360/N degrees apart, and keep the one that fits best.")  # fmt: skip
+@click.option("--columns", metavar="NAMES", help='3D: what the columns of a text or .npy file are, as in "x,y,z,_,s".')
+@click.option("--outliers", type=click.Choice(["keep", "drop"]), default="keep", show_default=True, help="3D: points far from all others.")
 @device_option
 def reconstruct(
-    inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, device: str
-) -> None:
-    """Turn observations of shapes into SDFs: an image, SDF samples (x, y, s) or bare points, as .png .npy .csv.
+    inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, up: Any, turns: int,
+    columns: str | None, outliers: Any, device: str,
+) -> None:  # fmt: skip
+    """Turn observations of shapes into SDFs and meshes.
 
-    Writes the SDF grid (.npz), a picture (.png), the contour (.svg) and a summary (.json) for each, in the input's own units.
+    \b
+    2D: an image, SDF samples (x, y, s) or bare points, as .png .npy .csv. Writes the SDF grid (.npz), a picture (.png), the contour (.svg)
+        and a summary (.json) for each.
+    3D: a scan: points with or without normals, SDF samples or a mesh, as .ply .xyz .pts .csv .npy .npz .obj .stl .glb and so on. Writes a
+        mesh and a summary (.json) for each.
+
+    All in the input's own units, and in 3D in its own pose.
+
+    \b
+    metasdf reconstruct scan.ply -m tables-levelset -o table.glb --up z
     """
     start()
     from metasdf.devices import pick_device
@@ -219,6 +234,17 @@ def reconstruct(
 
     loaded = load(prior).to(pick_device(device))
     _say_extra_steps(loaded, steps)
+    if loaded.dim == 3:
+        from metasdf.solid import reconstruct_scans
+
+        if y_up or foreground != "auto":
+            raise UsageError(f"--y-up and --foreground are for 2D priors, {loaded.name} is 3D", fix="say which axis points up with --up")
+        if reconstruct_scans(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, up=up, turns=turns, columns=columns,
+                             outliers=outliers, say=click.echo):  # fmt: skip
+            sys.exit(1)
+        return
+    if (up, turns, columns, outliers) != ("y", 1, None, "keep"):
+        raise UsageError(f"--up, --align, --columns and --outliers are for 3D priors, {loaded.name} is 2D", fix="leave them out")
     if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, foreground=foreground, say=click.echo):
         sys.exit(1)
 

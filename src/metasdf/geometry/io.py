@@ -30,6 +30,7 @@ _PARSERS: dict[str, Callable[..., Mesh]] = {
 _ENCODERS: dict[str, Callable[[Mesh], bytes]] = {
     ".ply": lambda mesh: ply.encode(*mesh), ".obj": obj.encode, ".stl": stl.encode, ".off": off.encode, ".glb": gltf.encode}  # fmt: skip
 MESH_SUFFIXES = tuple(_PARSERS)
+MESH_OUTPUTS = tuple(_ENCODERS)  # that are written
 
 
 def read_mesh(path: str | Path) -> Mesh:

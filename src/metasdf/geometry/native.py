@@ -1,4 +1,4 @@
-"""The one door to native geometry libraries: libigl (closest point, winding number, patches) and Embree (rays).
+"""The one door to native geometry libraries: libigl (closest point, winding number, patches, marching cubes) and Embree (rays).
 
 They read past the end of arrays of a wrong shape and end the interpreter, so all they get is made here: checked, contiguous, of the dtype
 they were compiled for. And Embree and the fast winding number compute in float32, so a mesh is first moved to the origin and scaled to size 1,
@@ -124,6 +124,22 @@ def coherent(mesh: Mesh) -> tuple[Ints, Ints]:
     mesh = check(mesh)
     faces, patch = igl.bfs_orient(np.ascontiguousarray(mesh.faces))
     return faces, patch
+
+
+def marching_cubes(values: ArrayLike, x: ArrayLike, cells: ArrayLike) -> Mesh:
+    """The surface between negative and other values (P,) at the corners x (P, 3) of cubic cells (C, 8), numbers of their corners: those at
+    (0, 0, 0), (0, 0, 1), (0, 1, 0) and so on. One vertex for each edge with a change of sign, faces outwards: closed, but for a border where no
+    cell goes on. Raises InputError."""
+    values, x, cells = np.ascontiguousarray(values, np.float64), points(x), np.asarray(cells)
+    if values.shape != (len(x),) or not np.isfinite(values).all():
+        raise InputError("Every corner needs one finite value", where=f"{len(x)} corners, values of shape {values.shape}")
+    if cells.ndim != 2 or cells.shape[1] != 8 or cells.dtype.kind not in "iu" or (len(cells) and not 0 <= cells.min() <= cells.max() < len(x)):
+        raise InputError("Cells must be an array of corner numbers with eight columns", where=f"shape {cells.shape}, {cells.dtype}, {len(x)} corners")
+    if not len(cells):
+        return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
+    around = np.ascontiguousarray(cells[:, [0, 4, 6, 2, 1, 5, 7, 3]], np.int64)  # libigl goes around one side, then around the opposite one
+    vertices, faces, _ = igl.marching_cubes(values, x, around)
+    return Mesh(vertices, faces)
 
 
 def unit_frame(mesh: Mesh) -> Frame:
