@@ -98,7 +98,8 @@ def reconstruct_scan(
         extraction = sdf.extract(resolution=resolution)
         done = time.perf_counter()
     except MetaSDFError as error:
-        error.where = error.where or str(path)
+        if str(path) not in error.where:
+            error.where = f"{path}, {error.where}" if error.where else str(path)
         raise
     notes = (*scan.notes, *extraction.notes)
     if extraction.clipped:

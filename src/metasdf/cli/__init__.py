@@ -147,14 +147,18 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
 @click.option("--limit", type=click.IntRange(1), help="At most so many shapes, spread evenly over the split.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--category", help="3D: of the shapes, where it is not the one the prior was trained on.")
+@click.option("--surfaces", is_flag=True, help="3D: extract every shape as a mesh and measure chamfer distance, IoU, F-score and normals.")
+@click.option("--resolution", type=click.IntRange(8, 1024), default=128, show_default=True, help="With --surfaces: grid points along a side.")
+@click.option("--best-of", type=click.IntRange(1), default=1, show_default=True, help="With --surfaces: reconstructions of each shape (paper: 2).")
 @click.option("--json", "target", type=path_type, help="Also write the result to this file.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option
 def evaluate(
-    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, target: Path | None,
-    threads: int | None, device: str,
+    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, category: str | None, surfaces: bool,
+    resolution: int, best_of: int, target: Path | None, threads: int | None, device: str,
 ) -> None:  # fmt: skip
-    """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time."""
+    """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time; or its --surfaces."""
     start(threads)
     from metasdf import evaluate as evaluation
     from metasdf.checkpoint import write_json
@@ -167,7 +171,18 @@ def evaluate(
         raise UsageError("--json names a folder", where=target, fix="give the name of a file")
     _say_extra_steps(loaded, steps)
     store, where = Store.open(data), pick_device(device)
-    result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, device=where)
+    if surfaces:
+        from metasdf.surfaces import evaluate_surfaces
+
+        result = evaluate_surfaces(loaded, store, split=split, category=category, limit=limit, resolution=resolution, best_of=best_of, seed=seed,
+                                   steps=steps, device=where)  # fmt: skip
+        _say_surfaces(result)
+        if target is not None:
+            write_json(target, result)
+            click.echo(f"written: {target}")
+        return
+    result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, category=category,
+                                 device=where)  # fmt: skip
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
@@ -186,6 +201,21 @@ def evaluate(
     if target is not None:
         write_json(target, result)
         click.echo(f"written: {target}")
+
+
+def _say_surfaces(result: dict[str, Any]) -> None:
+    best = f", the better of {result['best_of']} by chamfer" if result["best_of"] > 1 else ""
+    click.echo(f"{result['prior']} on {result['data']['source']}, split {result['split']}, {result['category'] or 'all'}: "
+               f"{result['context']['rule']} context of {result['context']['points']:,} points, "
+               f"n {result['n']:,}, failed {result['failed']:,}{best}")  # fmt: skip
+    click.echo("                            mean       median          std    n")
+    for name, row in result["metrics"].items():
+        if row is not None:
+            click.echo(f"{name:20s} {row['mean']:12.5g} {row['median']:12.5g} {row['std']:12.5g} {row['n']:4d}")
+    for failure in result["failures"]:
+        click.echo(f"failed: {failure['name']}: {failure['reason']}")
+    if result["fit_ms"] is not None:
+        click.echo(f"fit {result['fit_ms']:.0f} ms, mesh {result['mesh_ms']:.0f} ms at {result['resolution']} points a side (medians)")
 
 
 def _say_extra_steps(prior: Any, steps: int | None) -> None:

@@ -1,0 +1,163 @@
+"""Scans to meshes, and how good they are. The prior is no trained one: its field starts as a ball (geometric initialisation), and hardly moves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from spheres import write_spheres
+
+from metasdf.cli import cli
+from metasdf.errors import EmptySurfaceError, InputError, UsageError
+from metasdf.experiments import experiment
+from metasdf.geometry.frame import FILL
+from metasdf.geometry.io import read_mesh, write_mesh
+from metasdf.geometry.mesh import is_watertight
+from metasdf.prior import Prior, build_conditioner
+from metasdf.solid import reconstruct_scan
+from metasdf.surfaces import evaluate_surfaces
+
+PLACE = np.array([5e6, -2e5, 30.0])  # as maps have them
+
+
+def ball(rule: str, *, rate: float = 1e-6) -> Prior:
+    e = experiment(f"tables-{rule}")
+    e = replace(e, n_test=200, category=None, field=replace(e.field, activation="relu", init="geometric", width=2048, hidden_layers=0),
+                inner=replace(e.inner, init_rate=rate, steps=2))  # fmt: skip
+    return Prior(e, build_conditioner(e, generator=torch.Generator().manual_seed(0))).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prior") / "ball.safetensors"
+    ball("levelset").save(path)
+    return path
+
+
+def directions(n: int = 500) -> np.ndarray:
+    x = np.random.default_rng(0).standard_normal((n, 3))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """Points of a ball of radius 2 metres, far from the origin."""
+    path = tmp_path / "scan.xyz"
+    np.savetxt(path, PLACE + 2.0 * directions(), fmt="%.6f")
+    return path
+
+
+@pytest.mark.parametrize("ending", [".ply", ".obj", ".off", ".stl", ".glb"])
+def test_a_mesh_in_the_scans_own_units_and_place(scan: Path, tmp_path: Path, ending: str) -> None:
+    done = reconstruct_scan(scan, ball("levelset"), tmp_path / f"out{ending}", resolution=48)
+    mesh = read_mesh(tmp_path / f"out{ending}")
+    exact = ending in (".ply", ".obj", ".off")
+    radii = np.linalg.norm((mesh.vertices if exact else done.mesh.vertices) - PLACE, axis=1)
+    assert 0.3 < np.median(radii) / 2.0 < 0.9 and np.ptp(radii) < 1.0  # a ball, nearly, smaller than the scan
+    assert np.abs(done.sdf(done.mesh.vertices)).max() < 0.02
+    assert is_watertight(done.mesh) and done.summary.watertight and not done.summary.clipped and done.summary.components == 1
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["observations"] == 500 and told["context"] == 200 and told["steps"] == 2 and told["kind"] == "points"
+    assert told["faces"] == len(done.mesh.faces) and told["field_evaluations"] < 48**3
+    away = np.abs(np.linalg.norm(2.0 * directions(), axis=1) - np.median(radii))
+    assert told["residual"][1] == pytest.approx(np.median(away), abs=0.2)
+    assert done.sdf(PLACE) < 0 < done.sdf(PLACE + 1.9 / FILL)
+
+
+def test_turning_up_and_back(scan: Path, tmp_path: Path) -> None:
+    """A scan with z up is turned for the prior; surface and gradients come back in its own axes."""
+    rows = np.loadtxt(scan)
+    tall = PLACE + (rows - PLACE) * (0.5, 0.5, 1.0)
+    np.savetxt(tmp_path / "tall.xyz", tall, fmt="%.6f")
+    done = reconstruct_scan(tmp_path / "tall.xyz", ball("levelset"), tmp_path / "tall.ply", resolution=32, up="z", turns=4)
+    assert done.summary.up == "z" and done.summary.heading in (0.0, 90.0, 180.0, 270.0)
+    field = done.sdf.pose.to_field(tall)
+    assert np.ptp(field, 0).argmax() == 1  # up is y in the cube
+    x = PLACE + np.array([[0.3, 0.1, 0.9], [-1.0, 0.7, 0.2]])
+    _, gradient = done.sdf.value_and_grad(x)
+    step = 1e-3
+    numeric = [(done.sdf(x + step * axis) - done.sdf(x - step * axis)) / (2 * step) for axis in np.eye(3)]
+    np.testing.assert_allclose(gradient, np.stack(numeric, -1), atol=2e-2)
+
+
+def test_dense_priors_learn_from_samples_and_meshes(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).uniform(-3, 3, (2000, 3))
+    np.save(tmp_path / "samples.npy", np.column_stack((x, np.linalg.norm(x, axis=1) - 2.0)))
+    prior = ball("dense")
+    from_samples = reconstruct_scan(tmp_path / "samples.npy", prior, tmp_path / "a.ply", resolution=32)
+    assert from_samples.summary.kind == "samples" and from_samples.summary.context == 200
+    write_mesh(tmp_path / "given.ply", from_samples.mesh)
+    from_mesh = reconstruct_scan(tmp_path / "given.ply", prior, tmp_path / "b.ply", resolution=32)
+    assert from_mesh.summary.kind == "mesh" and from_mesh.summary.context == 200
+    np.savetxt(tmp_path / "bare.xyz", 2.0 * directions())
+    with pytest.raises(InputError, match="learns from signed distances, the scan has points alone") as caught:
+        reconstruct_scan(tmp_path / "bare.xyz", prior, tmp_path / "c.ply")
+    assert str(tmp_path / "bare.xyz") in str(caught.value) and not list(tmp_path.glob("c.*"))
+
+
+def test_what_cannot_be_written_is_said_first(scan: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be written as \.doc"):
+        reconstruct_scan(scan, ball("levelset"), tmp_path / "out.doc")
+
+
+def test_no_surface_is_an_error_and_no_file(scan: Path, tmp_path: Path) -> None:
+    prior = ball("levelset")
+    with torch.no_grad():
+        prior.conditioner.theta[-1].bias.fill_(9.0)  # type: ignore[operator, union-attr]
+    with pytest.raises(EmptySurfaceError) as caught:
+        reconstruct_scan(scan, prior, tmp_path / "none.ply")
+    assert str(scan) in str(caught.value) and not list(tmp_path.glob("none.*"))
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+def test_many_scans_by_the_command(saved: Path, scan: Path, tmp_path: Path) -> None:
+    """One that fails costs no other; equal names do not overwrite each other."""
+    np.savetxt(tmp_path / "scan.csv", directions(), delimiter=",")
+    (tmp_path / "empty.xyz").touch()
+    code, told = command("reconstruct", scan, tmp_path / "empty.xyz", tmp_path / "scan.csv", "-m", saved, "-o", tmp_path / "out", "--resolution", 24)
+    assert code == 1 and "1 of 3 scans failed" in told and "empty.xyz" in told
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan-csv.json", "scan-csv.ply", "scan.json", "scan.ply"]
+    code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "one.glb", "--resolution", 24)
+    assert code == 0 and (tmp_path / "one.glb").is_file() and "watertight" in told
+    for wrong, says in ((("--y-up",), "are for 2D priors"), (("--foreground", "dark"), "are for 2D priors")):
+        assert says in command("reconstruct", scan, "-m", saved, "-o", tmp_path / "x", *wrong)[1]
+    assert "are for 3D priors" in command("reconstruct", scan, "-m", "mnist-levelset", "-o", tmp_path / "x", "--up", "z")[1]
+    code, told = command("reconstruct", scan, tmp_path / "scan.csv", "-m", saved, "-o", tmp_path / "x.ply")
+    assert code == 2 and "2 scans cannot be written to one file" in told
+
+
+def test_surfaces_are_measured(saved: Path, tmp_path: Path) -> None:
+    """Against balls: the prior's own ball hardly moves, so that its IoU is that of two concentric balls, nearly."""
+    store = write_spheres(tmp_path / "spheres", shapes=3, samples=4000, surface=31_000)
+    result = evaluate_surfaces(ball("levelset"), store, split="train", resolution=48, progress=False)
+    assert result["n"] == 3 and result["failed"] == 0 and result["best_of"] == 1
+    by_name = {row["name"]: row for row in result["shapes"]}
+    assert 0 < by_name["sphere0"]["iou"] < 1 and by_name["sphere0"]["misclassified"] > 0
+    assert result["metrics"]["chamfer"]["mean"] > result["metrics"]["chamfer"]["median"] * 0.1
+    code, told = command("evaluate", saved, "--data", store.path, "--split", "train", "--surfaces", "--resolution", 32, "--best-of", 2,
+                         "--limit", 2, "--json", tmp_path / "r.json")  # fmt: skip
+    assert code == 0 and "n 2, failed 0, the better of 2 by chamfer" in told
+    saved_result = json.loads((tmp_path / "r.json").read_text())
+    assert saved_result["best_of"] == 2 and saved_result["metrics"]["iou"]["n"] == 2 and saved_result["field_evaluations"] <= 32**3
+    dead = ball("levelset")
+    with torch.no_grad():
+        dead.conditioner.theta[-1].bias.fill_(9.0)  # type: ignore[operator, union-attr]
+    none = evaluate_surfaces(dead, store, split="train", resolution=16, progress=False)
+    assert none["n"] == 0 and none["failed"] == 3 and {each["name"] for each in none["failures"]} == {"sphere0", "sphere1", "sphere2"}
+
+
+def test_surfaces_are_of_3d_shapes(saved: Path, tmp_path: Path) -> None:
+    from test_train import write_circles
+
+    code, told = command("evaluate", saved, "--data", write_circles(tmp_path / "store").path, "--surfaces")
+    assert code == 2 and "surfaces are measured of 3D shapes" in told
