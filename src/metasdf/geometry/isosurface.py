@@ -106,7 +106,7 @@ class _Grid:
         return self.axis[self.places(keys)]
 
     def holds(self, cells: Ints) -> NDArray[np.bool_]:
-        return ((cells >= 0) & (cells < self.end)).all(-1)
+        return np.asarray(((cells >= 0) & (cells < self.end)).all(-1))
 
     def corners(self, cells: Ints, stride: int) -> Ints:
         """Their keys (8, C)."""
