@@ -136,6 +136,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str], bool]]:
             text = line.strip()
             comment = text.startswith(("#", "//"))
             text = text.lstrip("#/ ") if comment else text
+            if "," in text and ";" in text and not comment:
+                raise InputError("the line has both commas and semicolons", where=f"{path}, line {number}", cause="decimal commas",
+                                 fix="write numbers with a decimal point")  # fmt: skip
             if text:
                 pieces = text.replace(";", ",").split(",") if "," in text or ";" in text else text.split()
                 yield number, [piece.strip().strip("\"'") for piece in pieces], comment
