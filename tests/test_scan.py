@@ -366,7 +366,7 @@ def test_outliers_are_told_and_left_out_only_when_asked(tmp_path: Path) -> None:
     larger = pose_of(x.points).frame.scale / pose_of(rows[:, :3]).frame.scale
     assert len(kept.x) == 3003 and larger > 5
     assert kept.notes == (f"3 points lie far from all others, the first at (-5, 0, 0); with them the shape seems {larger:.3g} times as large. "
-                          "If they are no part of it, leave them out: outliers=drop",)  # fmt: skip
+                          "If they are no part of it, leave them out: --outliers drop",)  # fmt: skip
     dropped = read_scan(path, outliers="drop")
     assert sorted(dropped.x.tolist()) == sorted(x.points.tolist()) and dropped.normals is not None and len(dropped.normals) == 3000
     assert dropped.notes[0].endswith("They were left out")

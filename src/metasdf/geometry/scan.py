@@ -135,7 +135,7 @@ def _clean(found: Columns, notes: list[str], *, drop: bool, where: Path) -> Scan
         place = ", ".join(f"{v:.6g}" for v in table[far][0])
         larger = farthest_point(table[~far]).scale / farthest_point(table).scale
         notes.append(f"{far.sum():,} points lie far from all others, the first at ({place}); with them the shape seems {larger:.3g} times as large. "
-                     + ("They were left out" if drop else "If they are no part of it, leave them out: outliers=drop"))  # fmt: skip
+                     + ("They were left out" if drop else "If they are no part of it, leave them out: --outliers drop"))  # fmt: skip
         if drop:
             table, normals = table[~far], None if normals is None else normals[~far]
     x, s = table[:, :3].copy(), table[:, 3].copy() if table.shape[1] == 4 else None
