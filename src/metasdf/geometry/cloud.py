@@ -13,7 +13,7 @@ COARSE = 1e-4  # of the size: coordinates in larger steps have lost their digits
 NEIGHBOURS = 8  # groups of as many points, or of a thousandth of all, may be outliers
 FAR = 8.0  # such a group has nothing else within so many times the distance that NEIGHBOURS points are usually apart
 _DRAWN = 10_000  # points by which that distance is found
-_CELLS = 1 << 20  # along each direction; what is beyond them is all alike far
+_CELLS = 1 << 20  # in each direction; what is beyond is all alike far
 
 
 def find_outliers(x: Floats) -> NDArray[np.bool_]:
@@ -21,11 +21,13 @@ def find_outliers(x: Floats) -> NDArray[np.bool_]:
 
     None where they would be more than one in a hundred: such a cloud is uneven, or is several things. The same points give the same answer.
     """
+    x = x - np.median(x, 0)
+    x = np.clip(x / np.median(np.abs(x).max(1)), -1e150, 1e150)  # squares of much larger and smaller numbers are none
     drawn = x if len(x) <= _DRAWN else x[np.random.default_rng(0).permutation(len(x))[:_DRAWN]]
     few = min(NEIGHBOURS, len(drawn) - 1)
-    apart = FAR * float(np.median(cKDTree(drawn - x[0]).query(drawn - x[0], k=[few + 1])[0]))
+    apart = max(FAR * float(np.median(cKDTree(drawn).query(drawn, k=[few + 1])[0])), 1e-100)
     # Cells of that size hold many points each, so there are few of them, however many points: a tree of all points would take minutes.
-    cell = np.clip(np.floor((x - np.median(x, 0)) / apart), -_CELLS, _CELLS - 1).astype(np.int64) + _CELLS
+    cell = np.clip(np.floor(x / apart), -_CELLS, _CELLS - 1).astype(np.int64) + _CELLS
     key, index, count = np.unique((cell[:, 0] << 42) + (cell[:, 1] << 21) + cell[:, 2], return_inverse=True, return_counts=True)
     pairs = cKDTree(np.stack((key >> 42, key >> 21 & 0x1FFFFF, key & 0x1FFFFF), 1)).query_pairs(1.0, p=np.inf, output_type="ndarray")
     around = count.copy()

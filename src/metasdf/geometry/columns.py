@@ -24,7 +24,7 @@ TEXT_SUFFIXES = (".csv", ".txt", ".xyz", ".pts")
 NAMES = ("x", "y", "z", "nx", "ny", "nz", "s")
 DISTANCE_NAMES = ("s", "sdf", "distance")
 UNIT = 0.05  # how far the length of a unit vector may be off: normals with two decimals
-_NAME = 'say what the columns are by a header, or columns="x,y,z,_,s" (_ is not used)'
+_NAME = "say what the columns are by a header, or --columns x,y,z,_,s (_ is not used)"
 _MEANING = {"points": NAMES[:3], "normals": NAMES[3:6], "sdf": NAMES[6:], "pos": ("x", "y", "z", "s"), "neg": ("x", "y", "z", "s")}  # of arrays
 
 

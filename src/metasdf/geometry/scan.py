@@ -18,7 +18,7 @@ from metasdf.geometry.columns import NAMES, TEXT_SUFFIXES, Columns, asked, from_
 from metasdf.geometry.distance import unsigned_distance
 from metasdf.geometry.frame import farthest_point
 from metasdf.geometry.io import MESH_SUFFIXES, read_mesh
-from metasdf.geometry.mesh import LARGEST, Mesh, first_of_equal_rows
+from metasdf.geometry.mesh import Mesh, first_of_equal_rows
 from metasdf.geometry.samples import crossings
 from metasdf.geometry.sampling import surface_points
 from metasdf.geometry.tables import finite, must_exist
@@ -117,8 +117,6 @@ def _clean(found: Columns, notes: list[str], *, drop: bool, where: Path) -> Scan
     table = finite(np.stack([found[name] for name in ("x", "y", "z", "s") if name in found], 1), where=where)
     if not len(table):
         raise InputError("the file holds no points", where=where, cause="an empty export, or nothing finite in it", fix="export it again")
-    if not (np.abs(table) < LARGEST).all():
-        raise InputError(f"coordinates go beyond {LARGEST:g}", where=where, cause="damaged, or another kind of data", fix="export it again")
     if (np.ptp(table[:, :3], 0) == 0).all():
         what = "one point shows no shape" if len(table) == 1 else f"all {len(table):,} points are the same"
         raise InputError(what, where=where, cause="a failed scan, or rounded coordinates", fix="give points all over the surface")
@@ -137,7 +135,7 @@ def _clean(found: Columns, notes: list[str], *, drop: bool, where: Path) -> Scan
         place = ", ".join(f"{v:.6g}" for v in table[far][0])
         larger = farthest_point(table[~far]).scale / farthest_point(table).scale
         notes.append(f"{far.sum():,} points lie far from all others, the first at ({place}); with them the shape seems {larger:.3g} times as large. "
-                     + ("They were left out" if drop else "If they are no part of it, leave them out: outliers=drop"))  # fmt: skip
+                     + ("They were left out" if drop else "If they are no part of it, leave them out: --outliers drop"))  # fmt: skip
         if drop:
             table, normals = table[~far], None if normals is None else normals[~far]
     x, s = table[:, :3].copy(), table[:, 3].copy() if table.shape[1] == 4 else None

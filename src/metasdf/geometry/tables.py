@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from metasdf.errors import InputError, UsageError
+from metasdf.geometry.mesh import LARGEST
 
 Floats = NDArray[np.float64]
 Header = Callable[[list[str], str, bool], list[str] | None]
@@ -84,7 +85,7 @@ def read_text(path: Path, header: Header, *, counts: bool = False) -> Table:
                          fix="copy it again, or leave out the line with the number")  # fmt: skip
     if bad:
         raise _not_finite(bad, len(rows), f"on line {first_bad}", path, fix="remove those lines")
-    return Table(rows, names, f"{path}, line {first}")
+    return Table(finite(rows, where=path), names, f"{path}, line {first}")
 
 
 def read_npy(path: Path, *, widths: Sequence[int], expected: str, fix: str) -> Floats:
@@ -118,10 +119,12 @@ def read_npz(path: Path, names: Sequence[str], *, fix: str) -> tuple[dict[str, N
 
 
 def finite(rows: Floats, *, where: object) -> Floats:
-    """The rows (N, C) themselves. Raises InputError, counting from 0, if some hold NaN or infinity."""
+    """The rows (N, C) themselves. Raises InputError, counting from 0, if some hold NaN, infinity, or what overflows when it is squared."""
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
         raise _not_finite(len(bad), len(rows), f"is row {bad[0]}", where, fix="remove them: rows[np.isfinite(rows).all(1)]")
+    if not (np.abs(rows) < LARGEST).all():
+        raise InputError(f"numbers go beyond {LARGEST:g}", where=where, cause="damaged, or another kind of data", fix="export it again")
     return rows
 
 
@@ -136,6 +139,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str], bool]]:
             text = line.strip()
             comment = text.startswith(("#", "//"))
             text = text.lstrip("#/ ") if comment else text
+            if "," in text and ";" in text and not comment:
+                raise InputError("the line has both commas and semicolons", where=f"{path}, line {number}", cause="decimal commas",
+                                 fix="write numbers with a decimal point")  # fmt: skip
             if text:
                 pieces = text.replace(";", ",").split(",") if "," in text or ";" in text else text.split()
                 yield number, [piece.strip().strip("\"'") for piece in pieces], comment
