@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metasdf.fields import FieldSpec, Layer, Params, encode, field, field_vjp, initialise
+from metasdf.conditioning import deepsdf
+from metasdf.experiments import from_dict, to_dict
+from metasdf.fields import Dropout, FieldSpec, Layer, Params, encode, field, field_vjp, initialise
 
 SPECS = {
     "relu": FieldSpec(width=9),
@@ -20,6 +22,8 @@ SPECS = {
     "sine": FieldSpec(width=9, hidden_layers=1, activation="sine"),
     "fourier": FieldSpec(width=9, hidden_layers=1, frequencies=3),
     "fourier-sine": FieldSpec(width=9, hidden_layers=1, frequencies=2, activation="sine", w0=3.0, out_dim=2),
+    "skip": FieldSpec(width=9, skip=(2,), narrow=4),
+    "skip-fourier-sine": FieldSpec(width=9, hidden_layers=1, frequencies=1, activation="sine", w0=3.0, skip=(1, 2)),
 }
 # Which tensors have one value per task: (batch of the coordinates, weights per task, biases per task), the last two by layer index.
 SHARING = {
@@ -93,26 +97,38 @@ def plain_features(x: Tensor, frequencies: int) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def plain_network(params: Params, spec: FieldSpec) -> nn.Sequential:
+class PlainNetwork(nn.Module):
     """The same network of one task, built from the modules of torch."""
-    modules: list[nn.Module] = []
-    for weight, bias in params:
-        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.copy_(bias)
-        modules += [linear, nn.ReLU() if spec.activation == "relu" else Sine(spec.w0)]
-    return nn.Sequential(*modules[:-1])
+
+    def __init__(self, params: Params, spec: FieldSpec) -> None:
+        super().__init__()
+        self.activation = nn.ReLU() if spec.activation == "relu" else Sine(spec.w0)
+        self.skip = spec.skip
+        self.layers = nn.ModuleList()
+        for weight, bias in params:
+            linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+            with torch.no_grad():
+                linear.weight.copy_(weight)
+                linear.bias.copy_(bias)
+            self.layers.append(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for index, layer in enumerate(self.layers):
+            if index:
+                h = self.activation(h)
+            h = layer(torch.cat((h, x), 1) if index in self.skip else h)
+        return h
 
 
 def plain_field(params: Params, x: Tensor, spec: FieldSpec) -> Tensor:
-    """Task by task through `plain_network`."""
+    """Task by task through `PlainNetwork`."""
     batch = x.shape[:-2]
     if not batch:
-        return plain_network(params, spec)(plain_features(x, spec.frequencies)).detach()
+        return PlainNetwork(params, spec)(plain_features(x, spec.frequencies)).detach()
     out = torch.empty(*x.shape[:-1], spec.out_dim, dtype=x.dtype)
     for index in torch.cartesian_prod(*[torch.arange(n) for n in batch]).reshape(-1, len(batch)).tolist():
-        out[tuple(index)] = plain_network(of_task(params, tuple(index)), spec)(plain_features(x[tuple(index)], spec.frequencies)).detach()
+        out[tuple(index)] = PlainNetwork(of_task(params, tuple(index)), spec)(plain_features(x[tuple(index)], spec.frequencies)).detach()
     return out
 
 
@@ -137,6 +153,13 @@ def test_layer_shapes_follow_the_papers_words() -> None:
     spec = FieldSpec(in_dim=3, frequencies=5, width=7, hidden_layers=1, out_dim=2)
     assert spec.shapes == ((7, 33), (7, 7), (2, 7))
     assert spec.n_params == sum(t.numel() for layer in initialise(spec) for t in layer)
+
+
+def test_coordinates_enter_again_beside_fewer_hidden_units() -> None:
+    """DeepSDF's fifth layer reads 253 hidden units beside 3 coordinates and, which the field does not know of, 256 numbers of code: 512."""
+    assert deepsdf.FIELD.shapes == ((512, 3), (512, 512), (512, 512), (253, 512), (512, 256), *[(512, 512)] * 3, (1, 512))
+    assert FieldSpec(width=7, frequencies=1, skip=(1, 3)).shapes == ((7, 6), (7, 13), (7, 7), (1, 13))
+    assert from_dict(FieldSpec, to_dict(deepsdf.FIELD)) == deepsdf.FIELD
 
 
 def test_fourier_features_are_off_by_default() -> None:
@@ -242,9 +265,10 @@ def test_vjp_is_differentiated_like_double_backward(name: str, sharing: str, d: 
 
 
 @both_dimensions
-def test_vjp_passes_the_finite_differences_of_its_own_derivatives(d: int) -> None:
+@pytest.mark.parametrize(("skip", "narrow"), [((), 0), ((1, 2), 1)])
+def test_vjp_passes_the_finite_differences_of_its_own_derivatives(d: int, skip: tuple[int, ...], narrow: int) -> None:
     """For the smooth field, torch's gradcheck of (theta, x, g) -> vjp(g), with tensors shared and per task, and one derivative further."""
-    spec = FieldSpec(in_dim=d, width=3, hidden_layers=1, activation="sine", w0=2.0)
+    spec = FieldSpec(in_dim=d, width=3, hidden_layers=1, activation="sine", w0=2.0, skip=skip, narrow=narrow)
     params, x = example(spec, "layers-alternate", n=3)
     flat = [t.requires_grad_() for layer in params for t in layer]
     g = uniform(*x.shape[:-1], 1, seed=2).requires_grad_()
@@ -303,14 +327,15 @@ def test_kaiming_statistics(d: int) -> None:
 
 
 @both_dimensions
-def test_spread_starts_no_unit_dead_or_linear(d: int) -> None:
+@pytest.mark.parametrize("skip", [(), (2,)])
+def test_spread_starts_no_unit_dead_or_linear(d: int, skip: tuple[int, ...]) -> None:
     """Kaiming weights; every hidden unit is on at some points of the domain and off at others, where standard biases leave a part dead."""
-    spec = FieldSpec(in_dim=d, width=384, init="spread")
+    spec = FieldSpec(in_dim=d, width=384, init="spread", skip=skip)
     params = fresh(spec, 0)
-    h = uniform(4000, d, seed=1) / 2  # the cube of side 1
-    for (weight, bias), (_, inn) in zip(params[:-1], spec.shapes, strict=False):
+    h = x = uniform(4000, d, seed=1) / 2  # the cube of side 1
+    for index, ((weight, bias), (_, inn)) in enumerate(zip(params[:-1], spec.shapes, strict=False)):
         assert_std(weight, math.sqrt(2.0 / inn))
-        h = (h @ weight.T + bias).relu()
+        h = ((torch.cat((h, x), 1) if index in skip else h) @ weight.T + bias).relu()
         on = (h > 0).double().mean(0)
         assert ((on == 0) | (on == 1)).double().mean() < 0.01  # but for kinks that only cut a corner off
         assert 0.4 < on.mean() < 0.6
@@ -367,10 +392,10 @@ def sphere_errors(spec: FieldSpec, seeds: int) -> Tensor:
 
 
 @both_dimensions
-@pytest.mark.parametrize("frequencies", [0, 3])
-def test_geometric_initialisation_is_a_sphere(d: int, frequencies: int) -> None:
+@pytest.mark.parametrize(("frequencies", "skip"), [(0, ()), (3, ()), (0, (2, 3)), (3, (1,))])
+def test_geometric_initialisation_is_a_sphere(d: int, frequencies: int, skip: tuple[int, ...]) -> None:
     """Atzmon and Lipman 2020, theorem 1, holds for infinite width: at 512 one draw is off by 0.07 to 0.09 (rms), the mean of 12 hardly."""
-    spec = FieldSpec(in_dim=d, width=512, init="geometric", frequencies=frequencies)
+    spec = FieldSpec(in_dim=d, width=512, init="geometric", frequencies=frequencies, skip=skip)
     errors = sphere_errors(spec, 12)
     assert errors.square().mean().sqrt() < 0.12
     assert errors.mean(0).abs().max() < 0.10  # at every point
@@ -403,14 +428,14 @@ BF16_STEP = 2.0**-8  # relative spacing of bfloat16
 
 @both_dimensions
 @pytest.mark.parametrize("sharing", ["no-batch", "all-shared", "all-per-task", "biases-per-task"])
-@pytest.mark.parametrize("frequencies", [0, 5])
-def test_bf16_products_stay_close_to_float32(d: int, sharing: str, frequencies: int) -> None:
+@pytest.mark.parametrize(("frequencies", "skip"), [(0, ()), (5, ()), (1, (1, 2))])
+def test_bf16_products_stay_close_to_float32(d: int, sharing: str, frequencies: int, skip: tuple[int, ...]) -> None:
     """Values within 4 % of their scale (0.4 to 3 % in practice); gradients within 20 % in norm: kinks, as the next test shows by avoiding them.
 
     A unit within rounding of its kink is on in one precision and off in the other. They are few, but in a sum over points that cancels to the
     square root of its length, as for errors of random signs, they weigh the square root of their share.
     """
-    spec = FieldSpec(in_dim=d, width=64, frequencies=frequencies)
+    spec = FieldSpec(in_dim=d, width=64, frequencies=frequencies, skip=skip)
     params, x = example(spec, sharing, n=200, dtype=torch.float32)
     full, full_vjp = field_vjp(params, x, spec)
     low, low_vjp = field_vjp(params, x, spec, products=torch.bfloat16)
@@ -448,16 +473,19 @@ def relative_errors(ours: Callable[[Tensor], Params], theirs: Callable[[Tensor],
     return torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
 
 
-def steep(at: float) -> tuple[Params, FieldSpec]:
-    """Phi(x) = 128 (x_0 - at), so that the coordinate decides every digit; all parameters are exact in bfloat16."""
-    spec = FieldSpec(in_dim=2, width=1, hidden_layers=0)
-    one = torch.ones(1, 1)
-    return (Layer(torch.tensor([[128.0, 0.0]]), torch.tensor([-128.0 * at])), Layer(one, torch.zeros(1))), spec
+def steep(at: float, *, again: bool = False) -> tuple[Params, FieldSpec]:
+    """Phi(x) = 128 (x_0 - at), so that the coordinate decides every digit; all parameters are exact in bfloat16. again: in the second layer."""
+    spec = FieldSpec(in_dim=2, width=1, hidden_layers=0, skip=(1,) if again else ())
+    line = torch.tensor([[128.0, 0.0]]), torch.tensor([-128.0 * at])
+    if again:
+        return (Layer(torch.zeros(1, 2), torch.zeros(1)), Layer(torch.cat((torch.ones(1, 1), line[0]), 1), line[1])), spec
+    return (Layer(*line), Layer(torch.ones(1, 1), torch.zeros(1))), spec
 
 
-def test_bf16_products_keep_the_precision_of_coordinates() -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_bf16_products_keep_the_precision_of_coordinates(again: bool) -> None:
     """Near 3/4 one bfloat16 moves in steps of 1/256: a 256th of the image. Two of them keep 16 bits, as the field needs for its zero set."""
-    params, spec = steep(at=0.75)
+    params, spec = steep(at=0.75, again=again)
     offsets = torch.arange(1, 8) * 2.0**-12  # all of them round to 3/4 in bfloat16
     x = torch.stack((0.75 + offsets, torch.zeros(7)), -1)
     assert (x[:, 0].bfloat16().float() == 0.75).all()
@@ -468,15 +496,16 @@ def test_bf16_products_keep_the_precision_of_coordinates() -> None:
     assert ((split - full).abs() <= BF16_STEP * full.abs()).all()
 
 
-def test_bf16_gradient_keeps_the_precision_of_coordinates() -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_bf16_gradient_keeps_the_precision_of_coordinates(again: bool) -> None:
     """The gradient of the first weight is g x: summed with opposite signs, only the low part of x is left of it."""
-    params, spec = steep(at=0.0)
+    params, spec = steep(at=0.0, again=again)
     x = torch.tensor([[0.75 + 2.0**-11, 0.0], [0.75, 0.0]])
     g = torch.tensor([[1.0], [-1.0]])
     exact = 2.0**-11
     for coordinates, expected in ((x, exact), (x.bfloat16().float(), 0.0)):
         _, vjp = field_vjp(params, coordinates, spec, products=torch.bfloat16)
-        assert vjp(g)[0].weight[0, 0].item() == expected
+        assert vjp(g)[again].weight[0, int(again)].item() == expected
 
 
 def test_products_in_the_own_dtype_change_nothing() -> None:
@@ -489,6 +518,61 @@ def test_sine_refuses_low_precision() -> None:
     params, x = example(SPECS["sine"], "all-shared", dtype=torch.float32)
     with pytest.raises(ValueError, match="full precision: use products=None"):
         field(params, x, SPECS["sine"], products=torch.bfloat16)
+
+
+# --------------------------------------------------------------------------------------------------------------- dropout
+
+
+def copying(hidden_layers: int) -> tuple[Params, FieldSpec]:
+    """Phi(x) = x where x > 0, through every hidden layer: what becomes of each unit is seen."""
+    spec = FieldSpec(in_dim=50, width=50, hidden_layers=hidden_layers, out_dim=50)
+    return tuple(Layer(torch.eye(50, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)) for _ in spec.shapes), spec
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+def test_dropout_switches_hidden_units_off_and_keeps_the_mean(hidden_layers: int) -> None:
+    """In every hidden layer anew, at every point, and not at the outputs: of the units (1 - p)^layers are left, each larger by as much."""
+    params, spec = copying(hidden_layers)
+    x, left = torch.rand(400, 50, generator=seeded(1), dtype=torch.float64) + 0.1, 0.75 ** (hidden_layers + 1)
+    share = field(params, x, spec, dropout=Dropout(0.25, [7])) / x
+    on = share > 0
+    torch.testing.assert_close(share, on.double() / left, rtol=1e-12, atol=0)
+    sigma = math.sqrt(left * (1 - left) / on.numel())
+    assert abs(on.double().mean().item() - left) < 5 * sigma
+    for dim, n in ((0, 400), (1, 50)):  # no unit and no point is favoured
+        assert on.double().mean(dim).std().item() == pytest.approx(math.sqrt(left * (1 - left) / n), rel=0.5)
+
+
+def test_dropout_of_a_task_does_not_depend_on_its_company() -> None:
+    spec = SPECS["skip"]
+    params, x = example(spec, "biases-per-task")
+    torch.manual_seed(98)  # the global generator must not matter, and is left alone
+    out = field(params, x, spec, dropout=Dropout(0.3, [5, 6, 7]))
+    assert torch.initial_seed() == 98 and torch.equal(torch.rand(1), torch.rand(1, generator=seeded(98)))
+    assert not torch.equal(out, field(params, x, spec)) and not torch.equal(out, field(params, x, spec, dropout=Dropout(0.3, [6, 5, 7])))
+    for b in range(3):
+        torch.testing.assert_close(field(of_task(params, (b,)), x[b], spec, dropout=Dropout(0.3, [5 + b])), out[b], rtol=1e-12, atol=1e-12)
+    assert torch.equal(field(params, x, spec, dropout=Dropout(0.0, [5, 6, 7])), field(params, x, spec))
+
+
+def test_no_gradient_passes_a_unit_that_is_off() -> None:
+    params, spec = copying(0)
+    x = (torch.rand(5, 50, generator=seeded(1), dtype=torch.float64) + 0.1).requires_grad_()
+    out = field(params, x, spec, dropout=Dropout(0.5, [7]))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, 2.0 * (out > 0).double())
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, math.nan])
+def test_dropout_refuses_what_is_no_share(p: float) -> None:
+    with pytest.raises(ValueError, match=r"Dropout\.p must be at least 0 and below 1"):
+        Dropout(p, [0])
+
+
+def test_dropout_wants_a_seed_for_each_task() -> None:
+    params, x = example(SPECS["relu"], "all-shared")
+    with pytest.raises(ValueError, match="dropout has 2 seeds for 3 tasks"):
+        field(params, x, SPECS["relu"], dropout=Dropout(0.1, [1, 2]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- errors
@@ -506,6 +590,12 @@ def test_sine_refuses_low_precision() -> None:
         ({"init": "zeros"}, "'standard', 'spread' or 'geometric', got 'zeros'"),
         ({"init": "geometric", "activation": "sine"}, "init='geometric' is meant for ReLU"),
         ({"init": "spread", "activation": "sine"}, "init='spread' is meant for ReLU"),
+        ({"skip": (0,)}, r"layers from 1 to 3 in rising order, got \(0,\)"),
+        ({"skip": (4,)}, "layers from 1 to 3 in rising order"),
+        ({"skip": (2, 1)}, "layers from 1 to 3 in rising order"),
+        ({"narrow": 3}, "and 0 without skip, got 3"),
+        ({"skip": (1,), "narrow": 256}, "below the width"),
+        ({"skip": (1,), "narrow": -1}, "at least 0"),
     ],
 )
 @pytest.mark.usefixtures("unwatched")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metasdf.conditioning.fused import Step, fused_gradient
 from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig, Rates, inner_gradient, inner_gradient_autograd, inner_loop, pruned
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec, Layer, Params, encode, field
@@ -26,6 +27,7 @@ SPECS = {
     "relu": FieldSpec(width=5, hidden_layers=1),
     "sine": FieldSpec(width=5, hidden_layers=1, activation="sine", w0=2.0),
     "fourier-3d": FieldSpec(in_dim=3, width=4, hidden_layers=0, frequencies=2),
+    "skip-3d": FieldSpec(in_dim=3, width=5, hidden_layers=1, activation="sine", w0=2.0, skip=(1,), narrow=2),
 }
 GRADIENTS = ["fused", "explicit", "autograd"]
 TASKS, POINTS, STEPS = 3, 7, 3
@@ -168,10 +170,11 @@ def test_meta_gradient_of_the_linear_field(steps: int, gradient: str, blend: flo
 def reference_loss(flat: Tensor, x: Tensor, y: Tensor, spec: FieldSpec, norm: str) -> Tensor:
     """The loss of one task as a function of one vector."""
     h, start = encode(x, spec), 0
+    coordinates = h
     for index, (out, inn) in enumerate(spec.shapes):
         weight, bias = flat[start : start + out * inn].view(out, inn), flat[start + out * inn : start + out * inn + out]
         start += out * inn + out
-        h = F.linear(h, weight, bias)
+        h = F.linear(torch.cat((h, coordinates), -1) if index in spec.skip else h, weight, bias)
         if index < len(spec.shapes) - 1:
             h = h.relu() if spec.activation == "relu" else (spec.w0 * h).sin()
     return (h - y).abs().mean() if norm == "l1" else (h - y).square().mean()
@@ -296,10 +299,12 @@ def test_meta_gradient_by_finite_differences_smooth(kind: str, constraint: str) 
     assert_finite_differences_agree(model, observe(2, TASKS), observe(2, TASKS, seed=1), h=3e-4, tolerance=1e-8)
 
 
-def test_meta_gradient_by_finite_differences_curvature() -> None:
-    model = generic(SPECS["sine"], rates="step", curvature="kronecker", init_rate=0.1)
+@pytest.mark.parametrize("name", ["sine", "skip-3d"])
+def test_meta_gradient_by_finite_differences_curvature(name: str) -> None:
+    d = SPECS[name].in_dim
+    model = generic(SPECS[name], rates="step", curvature="kronecker", init_rate=0.1)
     assert len(dict(model.named_parameters())) == 6 + 6 + 1  # theta, L and R of three layers, rates
-    assert_finite_differences_agree(model, observe(2, TASKS), observe(2, TASKS, seed=1), h=3e-4, tolerance=1e-8)
+    assert_finite_differences_agree(model, observe(d, TASKS), observe(d, TASKS, seed=1), h=3e-4, tolerance=1e-8)
 
 
 @every_kind
@@ -314,6 +319,13 @@ def test_meta_gradient_by_finite_differences_relu(name: str, norm: str, kind: st
 
 
 # --------------------------------------------------------------------------------------------------------------- twins
+
+
+def test_the_fused_form_refuses_fields_that_it_does_not_know() -> None:
+    """The loop itself takes the explicit one for them."""
+    model, context = generic(SPECS["skip-3d"]), observe(3, TASKS)
+    with pytest.raises(ValueError, match="use the explicit one"):
+        fused_gradient(model.theta, context, Step(model.spec, model.head))
 
 
 @every_spec

@@ -10,7 +10,7 @@ gradient of the inner loop is differentiated by one more plain backward pass (no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -43,6 +43,8 @@ class FieldSpec:
     w0: float = 30.0  # frequency of the sine, Sitzmann et al. 2020 (SIREN); unused with ReLU
     frequencies: int = 0  # Fourier features: x, sin(2^k pi x), cos(2^k pi x) for k < frequencies; 0 feeds the coordinates themselves
     init: Literal["standard", "spread", "geometric"] = "standard"  # see initialise
+    skip: tuple[int, ...] = ()  # layers beyond the first, counted from 0, that see the encoded coordinates again, after the hidden features
+    narrow: int = 0  # units fewer in the layer before such a one, so that what is put beside them fills its input up (DeepSDF)
 
     def __post_init__(self) -> None:
         for name, least in (("in_dim", 1), ("out_dim", 1), ("width", 1), ("hidden_layers", 0), ("frequencies", 0)):
@@ -54,6 +56,10 @@ class FieldSpec:
             raise ValueError(f"FieldSpec.init must be 'standard', 'spread' or 'geometric', got {self.init!r}")
         if self.init != "standard" and self.activation != "relu":
             raise ValueError(f"init={self.init!r} is meant for ReLU; use init='standard' with the sine")
+        if list(self.skip) != sorted(set(self.skip)) or not all(0 < layer <= self.hidden_layers + 1 for layer in self.skip):
+            raise ValueError(f"FieldSpec.skip must be layers from 1 to {self.hidden_layers + 1} in rising order, got {self.skip}")
+        if not 0 <= self.narrow < self.width or (self.narrow and not self.skip):
+            raise ValueError(f"FieldSpec.narrow must be at least 0 and below the width, and 0 without skip, got {self.narrow}")
 
     @property
     def encoded_dim(self) -> int:
@@ -62,8 +68,11 @@ class FieldSpec:
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of each layer, first to last."""
-        dims = [self.encoded_dim, *[self.width] * (self.hidden_layers + 1), self.out_dim]
-        return tuple((after, before) for before, after in pairwise(dims))
+        outs = [0, *(self.width - self.narrow * (i + 1 in self.skip) for i in range(self.hidden_layers + 1)), self.out_dim]
+        return tuple((after, before + self.encoded_dim * self.sees_coordinates(i)) for i, (before, after) in enumerate(pairwise(outs)))
+
+    def sees_coordinates(self, layer: int) -> bool:
+        return layer == 0 or layer in self.skip
 
     @property
     def n_params(self) -> int:
@@ -135,16 +144,44 @@ def _activate(z: Tensor, spec: FieldSpec) -> Tensor:
     return z.relu() if spec.activation == "relu" else torch.sin(spec.w0 * z)
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Training with hidden units switched off at random (Srivastava et al. 2014): at each point each with probability p; the others count
+    1 / (1 - p). Every task has a seed of its own, so that its draw does not depend on its company, and a batch may be seen in parts.
+    """
+
+    p: float
+    seeds: Sequence[int]  # in the order of the batch
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p < 1:
+            raise ValueError(f"Dropout.p must be at least 0 and below 1, got {self.p}")
+
+    def streams(self, device: torch.device) -> list[torch.Generator]:
+        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
+
+    def apply(self, h: Tensor, streams: list[torch.Generator]) -> Tensor:
+        """h (*B, N, units) with some of its numbers at 0; the draw is the next one of each task's stream."""
+        if len(streams) != math.prod(h.shape[:-2]):
+            raise ValueError(f"dropout has {len(streams)} seeds for {math.prod(h.shape[:-2])} tasks")
+        kept = torch.empty(h.shape, dtype=torch.bool, device=h.device)
+        for of_task, stream in zip(kept.reshape(-1, *h.shape[-2:]), streams, strict=True):
+            of_task.bernoulli_(1.0 - self.p, generator=stream)
+        return h * kept / (1.0 - self.p)
+
+
 def field(
-    params: Params, x: Float[Tensor, "*B N d"], spec: FieldSpec, *, products: torch.dtype | None = None
+    params: Params, x: Float[Tensor, "*B N d"], spec: FieldSpec, *, products: torch.dtype | None = None, dropout: Dropout | None = None
 ) -> Float[Tensor, "*B N c"]:
     """Phi(x; params): an MLP of `spec`, evaluated at N coordinates of each task.
 
     `products=torch.bfloat16` computes matrix products and activations in that precision; coordinates enter as two such parts, so that they
     keep theirs. Parameters, their gradients and the result have their own dtype again, rounded to what the products gave.
-    Raises ValueError where shapes do not fit `spec`.
+    Raises ValueError where shapes do not fit `spec`, or the seeds of `dropout` the tasks.
     """
-    return field_vjp(params, x, spec, products=products)[0]
+    for _, out in layer_by_layer(params, x, spec, products=products, dropout=dropout):  # noqa: B007
+        pass
+    return out.to(x.dtype)
 
 
 def field_vjp(
@@ -154,21 +191,8 @@ def field_vjp(
 
     The gradient keeps the dtype of the parameters. Both results are differentiable with respect to params and x.
     """
-    check_shapes(params, x, spec)
-    low = products if products is not None and products != x.dtype else None
-    last = len(params) - 1
-    inputs: list[Tensor] = []  # of each layer
-    outputs: list[Tensor] = []  # before the activation (sine), or after it (ReLU: its sign is all the backward pass needs)
-    h = first_input(x, spec, products=low)
-    for index, layer in enumerate(params):
-        if low is not None:
-            layer = Layer(layer.weight.to(low), layer.bias.to(low))
-            if index == 0:
-                layer = Layer(torch.cat((layer.weight, layer.weight), -1), layer.bias)
-        inputs.append(h)
-        z = _affine(h, layer)
-        h = _activate(z, spec) if index < last else z
-        outputs.append(h if spec.activation == "relu" else z)
+    inputs, outputs = zip(*layer_by_layer(params, x, spec, products=products), strict=True)
+    last, e = len(params) - 1, spec.encoded_dim
 
     def vjp(g: Tensor) -> Params:
         grads: list[Layer] = []
@@ -183,14 +207,40 @@ def field_vjp(
             h = inputs[index]
             delta = delta.to(h.dtype)
             weight_grad = _Outer.apply(delta, h).to(weight.dtype)
-            if low is not None and index == 0:
-                weight_grad = weight_grad[..., : spec.encoded_dim] + weight_grad[..., spec.encoded_dim :]
+            if h.shape[-1] > weight.shape[-1]:  # the two parts of low-precision coordinates
+                weight_grad = torch.cat((weight_grad[..., : -2 * e], weight_grad[..., -2 * e : -e] + weight_grad[..., -e:]), -1)
             grads.append(Layer(weight_grad, delta.sum(-2, dtype=bias.dtype)))
             if index:
-                delta = delta @ weight.to(h.dtype)
+                delta = delta @ (weight[..., :-e] if index in spec.skip else weight).to(h.dtype)
         return tuple(reversed(grads))
 
-    return h.to(x.dtype), vjp
+    return outputs[-1].to(x.dtype), vjp
+
+
+def layer_by_layer(
+    params: Params, x: Tensor, spec: FieldSpec, *, products: torch.dtype | None = None, dropout: Dropout | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each layer of `field` reads, (*B, N, in), and gives, (*B, N, out): before the activation (sine), or after it (ReLU: its sign is all that
+    the backward pass needs). Nothing is held longer than the caller does."""
+    check_shapes(params, x, spec)
+    low = products if products is not None and products != x.dtype else None
+    streams = dropout.streams(x.device) if dropout else []
+    h = coordinates = first_input(x, spec, products=low)
+    for index, layer in enumerate(params):
+        if low is not None:
+            layer = Layer(layer.weight.to(low), layer.bias.to(low))
+            if spec.sees_coordinates(index):
+                layer = Layer(torch.cat((layer.weight, layer.weight[..., -spec.encoded_dim :]), -1), layer.bias)
+        if index in spec.skip:
+            h = torch.cat((h, coordinates), -1)
+        z = _affine(h, layer)
+        if index == len(params) - 1:
+            yield h, z
+            return
+        read, h = h, _activate(z, spec)
+        yield read, h if spec.activation == "relu" else z
+        if dropout:
+            h = dropout.apply(h, streams)
 
 
 def first_input(x: Tensor, spec: FieldSpec, *, products: torch.dtype | None = None) -> Tensor:
@@ -223,21 +273,22 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
     Standard: for ReLU, Kaiming normal weights (He et al. 2015) and zero biases; for the sine, the rule of SIREN (Sitzmann et al. 2020,
     section 3.2). Spread: Kaiming weights, and biases that put the kink of each unit through a random point of the cube [-1/2, 1/2]^d, where
     shapes live: no unit starts dead, or linear, all over it (with zero biases about a tenth of a layer does, and no gradient revives those).
-    Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off.
+    Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off, and
+    so do coordinates that enter again.
     """
     layers = []
     last = len(spec.shapes) - 1
-    h = encode(torch.rand(4096, spec.in_dim, generator=generator, dtype=dtype) - 0.5, spec) if spec.init == "spread" else torch.empty(0)
+    h = x = encode(torch.rand(4096, spec.in_dim, generator=generator, dtype=dtype) - 0.5, spec) if spec.init == "spread" else torch.empty(0)
     for index, (out, inn) in enumerate(spec.shapes):
         weight, bias = torch.empty(out, inn, dtype=dtype), torch.zeros(out, dtype=dtype)
         if spec.init == "geometric":
+            hidden = inn - spec.encoded_dim if index in spec.skip else inn
             if index == last:
-                weight.normal_(math.sqrt(math.pi / inn), 1e-4, generator=generator)
+                weight.normal_(math.sqrt(math.pi / hidden), 1e-4, generator=generator)
                 bias.fill_(-0.5)
             else:
                 weight.normal_(0.0, math.sqrt(2.0 / out), generator=generator)
-                if index == 0:
-                    weight[:, spec.in_dim :] = 0.0
+            weight[:, spec.in_dim if index == 0 else hidden :] = 0.0
         elif spec.activation == "sine":
             bound = 1.0 / inn if index == 0 else math.sqrt(6.0 / inn) / spec.w0
             weight.uniform_(-bound, bound, generator=generator)
@@ -245,7 +296,7 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
         else:
             weight.normal_(0.0, math.sqrt(2.0 / inn), generator=generator)
             if spec.init == "spread" and index < last:
-                z = h @ weight.mT
+                z = (torch.cat((h, x), -1) if index in spec.skip else h) @ weight.mT
                 bias = -z[torch.randint(len(z), (out,), generator=generator), torch.arange(out)]
                 h = (z + bias).relu()
         layers.append(Layer(weight, bias))

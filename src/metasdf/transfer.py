@@ -50,7 +50,7 @@ def _meaning(e: Experiment) -> dict[str, Any]:
 
 def _wider(prior: Prior, experiment: Experiment) -> bool:
     was, now = prior.experiment.field, experiment.field
-    return isinstance(prior.conditioner, MetaSDF) and was.hidden_layers == now.hidden_layers and was.width > now.width
+    return isinstance(prior.conditioner, MetaSDF) and was.hidden_layers == now.hidden_layers and was.width > now.width and not was.skip
 
 
 @torch.no_grad()

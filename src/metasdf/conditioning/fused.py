@@ -36,8 +36,10 @@ class Step:
 def fused_gradient(params: Params, context: Observations, step: Step) -> Params:
     """grad of head.loss on each task's context with respect to params, differentiable once.
 
-    Raises ValueError where shapes do not fit the field.
+    Raises ValueError where shapes do not fit the field, and for fields that see their coordinates again.
     """
+    if step.spec.skip:
+        raise ValueError("the fused form knows no layers that see the coordinates again (FieldSpec.skip): use the explicit one")
     check_shapes(params, context.x, step.spec)
     return _layered(_Gradient.apply(step, context, *step.head.parameters(), *_flat(params)))
 

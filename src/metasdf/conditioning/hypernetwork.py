@@ -20,6 +20,7 @@ class BiasHypernetworkConfig:
     """Where the code enters: at the input and at the third layer (supplement 2.2.2)."""
 
     layers: tuple[int, ...] = (0, 2)  # of Phi, counted from 0
+    weight_norm: bool = False  # each row of eq. 2's W is a length times a direction, code columns included; not in the last layer (DeepSDF's code)
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
@@ -33,6 +34,7 @@ class BiasHypernetwork(Decoder):
     For the zero code the field is a fresh one (`fields.initialise`). W_hyper is normal with variance 1 / code_dim (the sine: over w0^2 too), so a
     code of unit entries moves each conditional bias by about 1. Kaiming's rule over all k + n inputs of eq. 2 would make the coordinates' own
     weights smaller by sqrt(k / (k + n)): with 256 numbers of code the field would start almost constant. The paper does not publish its own.
+    With `weight_norm` (Salimans and Kingma 2016) a row of (W_hypo || W_hyper) is g v / |v|; it starts with g = |v|, as the same field.
     Raises ValueError where the field has no such layer.
     """
 
@@ -49,13 +51,24 @@ class BiasHypernetwork(Decoder):
         self.hyper = nn.ParameterList(
             [nn.Parameter(torch.empty(spec.shapes[i][0], code_dim).normal_(0.0, std, generator=generator)) for i in self.config.layers]
         )
+        normalised = range(len(spec.shapes) - 1 if self.config.weight_norm else 0)
+        self.lengths = nn.ParameterList([nn.Parameter(torch.cat(self._matrices(i), 1).detach().norm(dim=1)) for i in normalised])
 
     def forward(self, z: Float[Tensor, "*B n"]) -> Params:
-        tensors: list[Tensor] = list(self.hypo)
-        hyper = dict(zip(self.config.layers, self.hyper, strict=True))
-        return tuple(
-            Layer(w, F.linear(z, hyper[i], b) if i in hyper else b) for i, (w, b) in enumerate(zip(tensors[0::2], tensors[1::2], strict=True))
-        )
+        layers: list[Layer] = []
+        for index in range(len(self.spec.shapes)):
+            matrices, bias = self._matrices(index), self.hypo[2 * index + 1]
+            if index < len(self.lengths):
+                scale = self.lengths[index] / torch.cat(matrices, 1).norm(dim=1)
+                matrices = [scale.unsqueeze(1) * matrix for matrix in matrices]
+            weight, *hyper = matrices
+            layers.append(Layer(weight, F.linear(z, hyper[0], bias) if hyper else bias))
+        return tuple(layers)
+
+    def _matrices(self, index: int) -> list[Tensor]:
+        """W_hypo of a layer, and W_hyper where the code enters."""
+        hyper = [w for i, w in zip(self.config.layers, self.hyper, strict=True) if i == index]
+        return [self.hypo[2 * index], *hyper]
 
 
 @dataclass(frozen=True)

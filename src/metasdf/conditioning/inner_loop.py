@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metasdf.conditioning.base import refuse_empty
 from metasdf.conditioning.fused import Step, descend, fused_gradient
-from metasdf.fields import FieldSpec, Layer, Params, encode, field, field_vjp
+from metasdf.fields import FieldSpec, Layer, Params, field, field_vjp, layer_by_layer
 from metasdf.heads import Head
 from metasdf.tasks import Observations
 
@@ -177,7 +177,7 @@ def inner_loop(
     curvature: what shapes each gradient before the rates do.
     prune: let each step see the part of the context that `config.pruned` says; for training, whose steps then cost that part.
     Of the three forms `config.gradient` names, the fused one has no second derivatives and none with respect to the context; for those of
-    the context the explicit one takes its place.
+    the context, and for fields that see their coordinates again (`spec.skip`), the explicit one takes its place.
     steps: more than `config.steps` follow `config.extra_steps`; the rates never change silently.
     """
     if not 0.0 <= second_order <= 1.0:
@@ -186,7 +186,7 @@ def inner_loop(
         raise ValueError(f"steps must not be negative, got {steps}")
     refuse_empty(context)
     whole = context
-    fused = config.gradient == "fused" and not (context.x.requires_grad or context.y.requires_grad)
+    fused = config.gradient == "fused" and not (spec.skip or context.x.requires_grad or context.y.requires_grad)
     form = Step(spec, head, products=products, second_order=second_order)
     plain = inner_gradient_autograd if config.gradient == "autograd" else inner_gradient
 
@@ -229,11 +229,8 @@ def pruned(context: Observations, params: Params, j: int, *, spec: FieldSpec, he
     if config.pruned == "random":
         index = (torch.arange(m, device=context.x.device) + j * m) % n
         return Observations(context.x[..., index, :], context.y[..., index, :])
-    h = encode(context.x, spec)
-    for number, layer in enumerate(params):
-        out = h @ layer.weight.mT + layer.bias.unsqueeze(-2)
-        if number < len(params) - 1:
-            h = out.relu() if spec.activation == "relu" else torch.sin(spec.w0 * out)
+    for h, out in layer_by_layer(params, context.x, spec):  # noqa: B007
+        pass
     size = head.output_grad(out, context.y).norm(dim=-1) * (h.square().sum(-1) + 1.0).sqrt()
     index = size.topk(m, dim=-1).indices.unsqueeze(-1)
     return Observations(*(t.gather(-2, index.expand(*index.shape[:-1], t.shape[-1])) for t in context))
