@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
+from metasdf.conditioning import deepsdf
 from metasdf.conditioning.base import Decoder, EncodeDecode
 from metasdf.conditioning.codes import AutoDecoder, AutoDecoderConfig
 from metasdf.conditioning.encoders import SetEncoder, SetEncoderConfig
 from metasdf.conditioning.hypernetwork import BiasHypernetwork, BiasHypernetworkConfig, Hypernetwork, HypernetworkConfig
 from metasdf.conditioning.latent import LATENT_RATE_KINDS, LatentLoop, LatentLoopConfig
+from metasdf.conditioning.pointnet import ResnetPointNet, ResnetPointNetConfig
 from metasdf.fields import FieldSpec, encode, field, initialise
 from metasdf.heads import Distance, Head
 from metasdf.tasks import Observations, TaskBatch
@@ -26,6 +31,9 @@ SPECS = {
 }
 DECODERS: dict[str, Callable[..., Decoder]] = {
     "bias": BiasHypernetwork,
+    "deepsdf": lambda spec, **options: BiasHypernetwork(
+        replace(spec, skip=(1,), narrow=1), BiasHypernetworkConfig((0, 1), weight_norm=True), **options
+    ),
     "full": lambda spec, **options: Hypernetwork(spec, HypernetworkConfig(width=7, deviation=0.5), **options),
 }
 every_spec = pytest.mark.parametrize("name", SPECS)
@@ -127,6 +135,167 @@ def test_concatenation_is_the_bias_hypernetwork(name: str, layers: tuple[int, ..
         assert_close(together, theirs, tol=1e-12)
     for ours, theirs in zip((*eq3[:2], *eq3[5:8]), (*eq2[:2], *eq2[5:]), strict=True):
         assert_close(ours, theirs, tol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------------ DeepSDF
+
+
+class PlainDeepSDF(nn.Module):
+    """DeepSDF's decoder as one writes it down: code and x go in, and in again at layer `again` beside the hidden features."""
+
+    def __init__(self, dims: list[int], again: int) -> None:
+        super().__init__()
+        self.again = again
+        layers = [nn.Linear(inn, out).double() for inn, out in pairwise(dims)]
+        layers = [weight_norm(layer) if index < len(layers) - 1 else layer for index, layer in enumerate(layers)]
+        layers[again - 1] = weight_norm(nn.Linear(dims[again - 1], dims[again] - dims[0]).double())
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        start = torch.cat((z.unsqueeze(-2).expand(*x.shape[:-1], -1), x), -1)
+        h = start
+        for index, layer in enumerate(self.layers):
+            if index == self.again:
+                h = torch.cat((h, start), -1)
+            h = layer(h)
+            if index < len(self.layers) - 1:
+                h = h.relu()
+        return h
+
+
+def small_deepsdf(**config: object) -> BiasHypernetwork:
+    spec = replace(deepsdf.FIELD, width=16, hidden_layers=5, skip=(3,), narrow=CODE + 3)
+    return BiasHypernetwork(spec, replace(deepsdf.DECODER, layers=(0, 3), **config), code_dim=CODE, generator=seeded(1)).double()
+
+
+@torch.no_grad()
+def literal(model: BiasHypernetwork) -> PlainDeepSDF:
+    """The same weights, at a generic point where no length is that of its direction; code columns stand before those of the coordinates."""
+    plain = PlainDeepSDF([CODE + 3, *[16] * 6, 1], again=3)
+    for index, p in enumerate(model.parameters()):
+        p.add_(0.1 * normal(*p.shape, seed=100 + index))
+    for index, layer in enumerate(plain.layers):
+        weight, *code = model._matrices(index)
+        if code:
+            weight = torch.cat((weight[:, :-3], code[0], weight[:, -3:]), 1)
+        layer.bias.copy_(model.hypo[2 * index + 1])
+        if index < len(plain.layers) - 1:
+            layer.parametrizations.weight.original0.copy_(model.lengths[index].unsqueeze(1))
+            layer.parametrizations.weight.original1.copy_(weight)
+        else:
+            layer.weight.copy_(weight)
+    return plain
+
+
+def test_deepsdf_is_concatenation_with_weight_norm() -> None:
+    """Coordinates, code and weights of torch's own modules: same outputs, same gradients of all there is."""
+    model = small_deepsdf()
+    plain = literal(model)
+    z, x, towards = normal(TASKS, CODE, seed=2).requires_grad_(), normal(TASKS, POINTS, 3, seed=3).requires_grad_(), normal(TASKS, POINTS, 1, seed=4)
+    out, expected = field(model(z), x, model.spec), plain(z, x)
+    assert_close(out, expected, tol=1e-12)
+    own = [*model.hypo[1::2], *model.lengths, *(model._matrices(i)[0] for i in range(7)), *model.hyper]
+    ours = torch.autograd.grad((out * towards).sum(), [z, x, *own])
+    directions = [layer.parametrizations.weight.original1 for layer in plain.layers[:-1]]
+    lengths = [layer.parametrizations.weight.original0 for layer in plain.layers[:-1]]
+    theirs = torch.autograd.grad((expected * towards).sum(), [z, x, *(p.bias for p in plain.layers), *lengths, *directions, plain.layers[-1].weight])
+    for a, b in zip(ours[:9], theirs[:9], strict=True):
+        assert_close(a, b, tol=1e-12)
+    for a, b in zip(ours[9:15], theirs[9:15], strict=True):
+        assert_close(a, b.squeeze(1), tol=1e-12)
+    for index in range(7):
+        a, b = ours[15 + index], theirs[15 + index]
+        if index in (0, 3):
+            a = torch.cat((a[:, :-3], ours[22 + index // 3], a[:, -3:]), 1)
+        assert_close(a, b, tol=1e-12)
+
+
+def test_weight_norm_is_a_length_times_a_direction() -> None:
+    """Each row of (W_hypo || W_hyper) is as long as its g, whatever v; the field starts as it does without, and the last layer has neither."""
+    model, plain = small_deepsdf(), small_deepsdf(weight_norm=False)
+    assert not list(plain.lengths) and len(model.lengths) == 6
+    z = normal(TASKS, CODE, seed=2)
+    start = model(z)
+    for ours, theirs in zip(start, plain(z), strict=True):
+        assert_close(ours.weight, theirs.weight, tol=1e-6)  # lengths were found in float32
+        assert_close(ours.bias, theirs.bias, tol=1e-6)
+    with torch.no_grad():
+        for index, length in enumerate(model.lengths):
+            for v in model._matrices(index):
+                v.mul_(torch.linspace(0.5, 3.0, len(v), dtype=v.dtype).unsqueeze(1))
+            length.mul_(2.0)
+    for index, (ours, before) in enumerate(zip(model(z), start, strict=True)):
+        assert_close(ours.weight, before.weight * (2.0 if index < 6 else 1.0), tol=1e-12)
+        bias = model.hypo[2 * index + 1]
+        assert_close(ours.bias - bias, (before.bias - bias) * 2.0, tol=1e-12)
+    row = torch.cat((model(z)[3].weight, model(torch.eye(CODE, dtype=z.dtype))[3].bias.T - model.hypo[7].unsqueeze(1)), 1)
+    assert_close(row.norm(dim=1), model.lengths[3], tol=1e-12)
+
+
+def test_deepsdf_has_the_published_size() -> None:
+    """Affine maps 259 -> 512 -> 512 -> 512 -> 253, then 512 (of them 259 entered again) five times, to 1; and a length for each hidden unit."""
+    model = BiasHypernetwork(deepsdf.FIELD, deepsdf.DECODER, code_dim=deepsdf.CODE_DIM)
+    maps = [(259, 512), (512, 512), (512, 512), (512, 253), *[(512, 512)] * 4, (512, 1)]
+    assert sum(p.numel() for p in model.parameters()) == sum((inn + 1) * out for inn, out in maps) + 7 * 512 + 253 == 1_843_195
+
+
+# ------------------------------------------------------------------------------------------------------------------ PointNet
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_pointnet_point_by_point(values: bool, blocks: int) -> None:
+    """Every point by itself, its features beside the maximum over all points: same codes, same gradients."""
+    model = ResnetPointNet(3, ResnetPointNetConfig(blocks=blocks, width=4, values=values), code_dim=CODE, generator=seeded(0)).double()
+    context = observe(3, TASKS)
+    codes = []
+    for x, y in zip(*context, strict=True):
+        features = [model.first(torch.cat((x[i], y[i])) if values else x[i]) for i in range(POINTS)]
+        for index, block in enumerate(model.blocks):
+            if index:
+                most = torch.stack(features).max(0).values
+                features = [torch.cat((h, most)) for h in features]
+            features = [block.shortcut @ u + block.outer(block.inner(u.relu()).relu()) for u in features]
+        codes.append(model.last(torch.stack(features).max(0).values.relu()))
+    ours, theirs, parameters = model(context), torch.stack(codes), list(model.parameters())
+    assert_close(ours, theirs, tol=1e-12)
+    towards = normal(TASKS, CODE, seed=1)
+    for a, b in zip(*(torch.autograd.grad((z * towards).sum(), parameters) for z in (ours, theirs)), strict=True):
+        assert_close(a, b, tol=1e-12)
+
+
+def test_pointnet_layers_and_parameters() -> None:
+    """The paper's: 5 blocks of 512 units, 1,024 numbers in each, and a code of 256."""
+    with torch.device("meta"):
+        model = ResnetPointNet(3)
+    assert sum(p.numel() for p in model.parameters()) == 4 * 1024 + 5 * (1025 * 512 + 513 * 512 + 1024 * 512) + 513 * 256 == 6_694_144
+
+
+def test_a_fresh_pointnet() -> None:
+    """Its generator decides all of it; codes have about unit entries, which is what decoders expect; bfloat16 products give the same rounded."""
+    model, again, other = (ResnetPointNet(3, ResnetPointNetConfig(width=128), generator=seeded(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    context = Observations(*(t.float() for t in observe(3, TASKS, n=50)))
+    with torch.no_grad():
+        z, low = model(context), model(context, products=torch.bfloat16)
+    assert z.shape == (TASKS, 256) and 0.5 < z.std() < 2.0
+    assert low.dtype == torch.float32 and 0 < (low - z).norm() < 0.03 * z.norm()
+
+
+def test_pointnet_reads_values_where_asked() -> None:
+    context = observe(3, TASKS)
+    level = Observations(context.x, torch.zeros_like(context.y))
+    for values in (False, True):
+        model = ResnetPointNet(3, ResnetPointNetConfig(width=8, values=values), code_dim=CODE, generator=seeded(0)).double()
+        assert torch.equal(model(context), model(level)) != values
+
+
+def test_pointnet_is_a_maximum() -> None:
+    """Points seen again change nothing, whichever and however often."""
+    model, context = ResnetPointNet(3, ResnetPointNetConfig(width=8), code_dim=CODE).double(), observe(3, TASKS)
+    again = Observations(*(torch.cat((t, t[:, 2:5], t[:, 2:3]), 1) for t in context))
+    assert_close(model(again), model(context), tol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders, decoders
@@ -244,7 +413,7 @@ def test_fit_is_adam(kind: str, name: str) -> None:
 @pytest.mark.parametrize("norm", ["squared", "l1"])
 def test_fitting_lowers_the_loss(kind: str, norm: str) -> None:
     model, head = decoder(kind), Distance(norm)
-    context = generated(model, normal(TASKS, CODE, seed=3))
+    context = generated(model, 0.5 * normal(TASKS, CODE, seed=3))
     ad = AutoDecoder(model, AutoDecoderConfig(steps=100, lr=0.1, prior_weight=0.0), n_tasks=0, head=head)
     before, after = (head.loss(field(model(ad.fit(context, steps=n)), context.x, model.spec), context.y) for n in (0, 100))
     assert (after < 0.2 * before).all()
@@ -337,7 +506,7 @@ def test_latent_meta_gradient_by_finite_differences(kind: str, name: str, rates:
     context, query = observe(spec.in_dim, TASKS), observe(spec.in_dim, TASKS, seed=20)
 
     def loss() -> Tensor:
-        return Distance().loss(field(loop(context), query.x, spec), query.y).mean()
+        return Distance().loss(field(loop(context), query.x, loop.spec), query.y).mean()
 
     loss().backward()
     eps = 1e-6
@@ -402,6 +571,8 @@ def test_latent_rates_are_projected_where_asked() -> None:
     [
         (lambda: SetEncoderConfig(layers=1), "SetEncoderConfig.layers must be at least 2"),
         (lambda: SetEncoderConfig(width=0), "SetEncoderConfig.width must be at least 1"),
+        (lambda: ResnetPointNetConfig(blocks=0), "ResnetPointNetConfig.blocks must be at least 1"),
+        (lambda: ResnetPointNetConfig(width=0), "ResnetPointNetConfig.width must be at least 1"),
         (lambda: BiasHypernetworkConfig(layers=()), "rising order"),
         (lambda: BiasHypernetworkConfig(layers=(2, 0)), "rising order"),
         (lambda: BiasHypernetworkConfig(layers=(-1, 0)), "rising order"),
@@ -427,6 +598,7 @@ def test_latent_rates_are_projected_where_asked() -> None:
         (lambda: AutoDecoder(decoder("bias"), n_tasks=1).fit(observe(2, n=0)), "the context is empty"),
         (lambda: LatentLoop(decoder("bias"))(observe(2, n=0)), "the context is empty"),
         (lambda: SetEncoder(2)(observe(2, n=0)), "the context is empty"),
+        (lambda: ResnetPointNet(2, ResnetPointNetConfig(width=4))(observe(2, n=0)), "the context is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make: Callable[[], object], message: str) -> None:

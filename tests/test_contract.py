@@ -17,10 +17,11 @@ from torch import Tensor
 from metasdf.conditioning.base import Conditioner, Decoder, EncodeDecode
 from metasdf.conditioning.codes import AutoDecoder, AutoDecoderConfig
 from metasdf.conditioning.encoders import SetEncoder, SetEncoderConfig
-from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork, HypernetworkConfig
+from metasdf.conditioning.hypernetwork import BiasHypernetwork, BiasHypernetworkConfig, Hypernetwork, HypernetworkConfig
 from metasdf.conditioning.inner_loop import RATE_KINDS, InnerLoopConfig
 from metasdf.conditioning.latent import LATENT_RATE_KINDS, LatentLoop, LatentLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
+from metasdf.conditioning.pointnet import ResnetPointNet, ResnetPointNetConfig
 from metasdf.fields import FieldSpec, Params, field
 from metasdf.heads import Distance, DistanceAndSign, Head
 from metasdf.tasks import RULES, Draw, Observations, ShapeSamples, TaskBatch, stack
@@ -35,7 +36,15 @@ def metasdf(*, field: dict | None = None, head: type[Head] | None = None, **conf
     return lambda d, generator: MetaSDF(FieldSpec(in_dim=d, **spec), loop, head=None if head is None else head(), generator=generator)
 
 
+def pointnet(kind: str, **config: object) -> Make:
+    config = ResnetPointNetConfig(**{"blocks": 3, "width": 8, **config})
+    return lambda d, generator: EncodeDecode(ResnetPointNet(d, config, code_dim=6, generator=generator), decoder(kind, d, generator))
+
+
 def decoder(kind: str, d: int, generator: torch.Generator) -> Decoder:
+    if kind == "deepsdf":
+        spec = FieldSpec(in_dim=d, width=16, hidden_layers=3, skip=(2,), narrow=6 + d)
+        return BiasHypernetwork(spec, BiasHypernetworkConfig((0, 2), weight_norm=True), code_dim=6, generator=generator)
     spec = FieldSpec(in_dim=d, width=8, hidden_layers=1)
     if kind == "bias":
         return BiasHypernetwork(spec, code_dim=6, generator=generator)
@@ -68,6 +77,7 @@ METHODS: dict[str, Make] = {
     "metasdf-geometric": metasdf(field={"init": "geometric"}),
     "metasdf-fourier": metasdf(field={"frequencies": 3}, rates="tensor"),
     "metasdf-geometric-fourier": metasdf(field={"init": "geometric", "frequencies": 2}),
+    "metasdf-skip": metasdf(field={"skip": (1,), "narrow": 2}, gradient="explicit"),
     "metasdf-sine": metasdf(field={"activation": "sine", "w0": 10.0}, init_rate=1e-3),
     "metasdf-composite": metasdf(field={"out_dim": 2}, head=DistanceAndSign),
     "metasdf-composite-autograd": metasdf(field={"out_dim": 2}, head=DistanceAndSign, gradient="autograd"),
@@ -76,6 +86,9 @@ METHODS: dict[str, Make] = {
     "set-encoder-hypernetwork": encode_decode(4, "full"),
     "auto-decoder-concatenation": auto_decoder("bias"),
     "auto-decoder-hypernetwork": auto_decoder("full"),
+    "pointnet": pointnet("bias"),
+    "pointnet-values-hypernetwork": pointnet("full", values=True, blocks=1),
+    "deepsdf": auto_decoder("deepsdf"),
     **{f"latent-bias-{kind}": latent_loop("bias", rates=kind) for kind in LATENT_RATE_KINDS},
     "latent-hypernetwork": latent_loop("full", constraint="clip"),
 }

@@ -67,9 +67,15 @@ def relu_mlp(dims: Sequence[int], *, generator: torch.Generator | None = None) -
     layers: list[nn.Module] = []
     for index, (inn, out) in enumerate(pairwise(dims)):
         last = index == len(dims) - 2
-        layer = nn.utils.skip_init(nn.Linear, inn, out, device=torch.get_default_device())
-        with torch.no_grad():
-            layer.weight.normal_(0.0, math.sqrt((1.0 if last else 2.0) / inn), generator=generator)
-            layer.bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
+        layer = affine(inn, out, gain=1.0 if last else 2.0, generator=generator)
         layers += [layer] if last else [layer, nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def affine(inn: int, out: int, *, gain: float, generator: torch.Generator | None = None) -> nn.Linear:
+    """A layer with normal weights of variance gain / inn and biases uniform in +-1 / sqrt(inn)."""
+    layer = nn.utils.skip_init(nn.Linear, inn, out, device=torch.get_default_device())
+    layer.weight.normal_(0.0, math.sqrt(gain / inn), generator=generator)
+    layer.bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
+    return layer
