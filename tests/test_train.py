@@ -34,7 +34,7 @@ from metasdf.data import loader
 from metasdf.data.store import Store, StoreWriter
 from metasdf.devices import bfloat16_pays
 from metasdf.errors import CheckpointError, MetaSDFError, TrainingError, UsageError
-from metasdf.experiments import Experiment, experiment
+from metasdf.experiments import Experiment, experiment, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field, initialise
 from metasdf.geometry.image import pixel_grid
 from metasdf.heads import Distance
@@ -849,6 +849,17 @@ def test_products_are_in_what_is_faster_here(pays: bool, store: Store, tmp_path:
     assert ours.export().card["training"]["products"] == ("bfloat16" if pays else "float32")
     sine = tiny(products="auto", field={"activation": "sine", "init": "standard"})
     assert trainer(tmp_path / "sine", store, sine).products is None
+
+
+def test_a_run_of_an_older_version_goes_on() -> None:
+    """Its configuration lacks fields that came later; their defaults mean what it did. Another value is a change."""
+    config = to_dict(tiny())
+    older = json.loads(json.dumps(config))
+    del older["train"]["near"], older["head"], older["field"]["skip"]
+    state = {"config": older, "data": "same"}
+    training.refuse_changes(state, config, "same", Path("run"))
+    with pytest.raises(UsageError, match=r"train\.near: 0\.0 -> 0\.5"):
+        training.refuse_changes(state, to_dict(tiny(near=0.5)), "same", Path("run"))
 
 
 def test_bfloat16_is_tried_out() -> None:

@@ -29,7 +29,7 @@ from metasdf.data.store import Store
 from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
-from metasdf.experiments import Experiment, to_dict
+from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import Params, field
 from metasdf.heads import Head, make_head
 from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
@@ -541,7 +541,7 @@ def schedule(kind: str, progress: float, halve_at: Sequence[float] = ()) -> floa
 
 def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: str, run: Path) -> None:
     """A run goes on only with what it began with; how long (epochs, budget) and how it goes through memory may change."""
-    was, now = _flat(state["config"]), _flat(config)
+    was, now = _flat(_completed(state["config"])), _flat(config)
     if was.get("name") != now.get("name"):
         raise UsageError(f"this run folder belongs to {was.get('name')}, not to {now.get('name')}", where=run, cause="--run of another experiment",
                          fix="choose another --run, or train the experiment it belongs to")  # fmt: skip
@@ -553,6 +553,14 @@ def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: s
     if state["data"] != fingerprint:
         raise UsageError("the data set differs from the one this run began with", where=run, cause="it was prepared again with other options",
                          fix="give the original --data, or a new --run")  # fmt: skip
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of fields that an older version did not have: they mean what it did."""
+    try:
+        return to_dict(from_dict(Experiment, config))
+    except (ValueError, TypeError, KeyError):
+        return config
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
