@@ -49,7 +49,7 @@ def test_the_variants_are_what_the_readme_says(name: str) -> None:
     r = json.loads((REPOSITORY / "results" / f"{name}.json").read_text())
     m, prior = r["metrics"], load(name)
     readme = (REPOSITORY / "README.md").read_text()
-    assert f"`{name}` MSE {m['mse'] * 1e6:.1f}e-6, MAE {m['mae'] * 1e3:.2f}e-3" in readme and f"on {r['n']} test digits" in readme
+    assert f"`{name}` MSE {m['mse'] * 1e6:.1f}e-6, MAE {m['mae'] * 1e3:.2f}e-3" in readme and f"on {r['n']:,} test digits" in readme
     assert r["failed"] == 0 and r["runs"] == 3 and r["split"] == "test"
     assert prior.card["metrics"]["mse"] == m["mse"] and prior.card["metrics"]["n"] == r["n"]
     assert (SHIPPED / f"{name}.safetensors").stat().st_size < 4e6
