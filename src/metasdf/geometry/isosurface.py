@@ -167,7 +167,7 @@ def _sparse(grid: _Grid) -> tuple[Ints, Floats]:
     coarse = stride * np.indices((-(-grid.end // stride),) * 3)
     slope = _slope(grid.at(grid.corners(coarse.reshape(3, -1).T, stride))[1]) / (stride * grid.unit)
     nearby = maximum_filter(slope.reshape(coarse.shape[1:]), 3, mode="nearest")
-    bound = np.maximum(SAFETY * np.maximum(nearby, slope.max() / 2), 1e-200)  # flat fields divide by it, too
+    bound = np.maximum(SAFETY * np.maximum(nearby, slope.max() / 2), 1e-100)  # flat fields divide by it, too
     while (found := _search(grid, coarse.reshape(3, -1).T, stride, bound)) is None:
         pass  # and again, with the bounds that it raised
     cells, signed, added = found
