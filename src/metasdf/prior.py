@@ -25,6 +25,7 @@ from metasdf.fields import FieldSpec, Layer, Params, field
 from metasdf.geometry.frame import Frame, bounding_box, farthest_point
 from metasdf.geometry.pose import Pose
 from metasdf.heads import DistanceAndSign, Head, make_head
+from metasdf.memory import available_bytes
 from metasdf.tasks import Observations
 
 if TYPE_CHECKING:
@@ -207,10 +208,12 @@ class SDF:
     @torch.no_grad()
     def at_field(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         """Distances (N,) in field units at field coordinates (N, d)."""
-        return self._values(x)[:, 0]
+        parts = torch.from_numpy(np.ascontiguousarray(x)).to(self.params[0].weight).split(65_536)
+        return np.concatenate([self.in_field(part)[:, 0].double().cpu().numpy() for part in parts])
 
     def extract(self, *, resolution: int = 128, method: Literal["sparse", "dense"] = "sparse") -> Extraction:
-        """The surface of a 3D shape as a mesh in the user's units, and how it was found: see `geometry.isosurface.extract`.
+        """The surface of a 3D shape as a mesh in the user's units, and how it was found: see `geometry.isosurface.extract`. As many points go
+        through the network at once as a quarter of the free memory holds, on a CPU no more than its cache likes.
 
         Raises UsageError for 2D, EmptySurfaceError where there is none, InputError for a field that is not finite.
         """
@@ -218,22 +221,16 @@ class SDF:
 
         if self.spec.in_dim != 3:
             raise UsageError("only 3D shapes have meshes", cause=f"this is a {self.spec.in_dim}D field", fix="metasdf reconstruct draws contours")
-        found = extract(self._values, resolution=resolution, method=method)
+        weight = self.params[0].weight
+        point = 3 * weight.element_size() * (self.spec.encoded_dim + sum(out for out, _ in self.spec.shapes))  # bytes: all layers, before and after
+        most, free = 8192 if weight.device.type == "cpu" else 65_536, available_bytes(weight.device)
+        chunk = most if free is None else min(most, max(1, free // 4 // point))
+        found = extract(self.at_field, resolution=resolution, method=method, chunk=chunk)
         return found._replace(mesh=found.mesh._replace(vertices=self.pose.from_field(found.mesh.vertices)))
 
     def mesh(self, resolution: int = 128) -> Mesh:
         """The surface in the user's units: vertices (V, 3) and faces (F, 3), outwards. Raises as `extract`."""
         return self.extract(resolution=resolution).mesh
-
-    @torch.no_grad()
-    def _values(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Distances in field units at field coordinates (N, d): (N, 1); where a sign is put to the distance, that one too: (N, 2)."""
-        rows = []
-        for part in torch.from_numpy(np.ascontiguousarray(x)).to(self.params[0].weight).split(65_536):
-            out = field(self.params, part, self.spec)
-            s = self.head.to_sdf(out)
-            rows.append((s if self.head.channels == 1 else torch.cat((s, out[..., :1]), -1)).double().cpu().numpy())
-        return np.concatenate(rows) if rows else np.zeros((0, self.head.channels))
 
     @overload
     def __call__(self, x: Tensor) -> Tensor: ...

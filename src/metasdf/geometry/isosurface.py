@@ -151,12 +151,10 @@ def _dense(grid: _Grid) -> tuple[Ints, Floats]:
         here = grid.ask(np.arange(x * m * m, (x + 1) * m * m))[0].reshape(m, m)
         if x:
             both = np.stack((last, here))
-            inside = (both < 0).sum(0)
-            inside = inside[1:] + inside[:-1]
-            inside = inside[:, 1:] + inside[:, :-1]
-            y, z = np.nonzero((inside > 0) & (inside < 8))
-            cells.append(np.stack((np.full_like(y, x - 1), y, z), 1))
-            signed.append(np.stack([both[i, y + j, z + k] for i, j, k in _BITS]))
+            corners = np.stack([both[i, j : m - 1 + j, k : m - 1 + k].ravel() for i, j, k in _BITS])
+            crossed = np.flatnonzero(_changes(corners))
+            cells.append(np.stack((np.full_like(crossed, x - 1), *np.divmod(crossed, m - 1)), 1))
+            signed.append(corners[:, crossed])
         last = here
     return np.concatenate(cells), np.concatenate(signed, 1)
 
@@ -167,7 +165,7 @@ def _sparse(grid: _Grid) -> tuple[Ints, Floats]:
     coarse = stride * np.indices((-(-grid.end // stride),) * 3)
     slope = _slope(grid.at(grid.corners(coarse.reshape(3, -1).T, stride))[1]) / (stride * grid.unit)
     nearby = maximum_filter(slope.reshape(coarse.shape[1:]), 3, mode="nearest")
-    bound = np.maximum(SAFETY * np.maximum(nearby, slope.max() / 2), 1e-100)  # flat fields divide by it, too
+    bound = SAFETY * np.maximum(nearby, max(slope.max() / 2, 1e-9))  # a constant field has no slope to divide by
     while (found := _search(grid, coarse.reshape(3, -1).T, stride, bound)) is None:
         pass  # and again, with the bounds that it raised
     cells, signed, added = found
@@ -206,8 +204,9 @@ def _search(grid: _Grid, cells: Ints, stride: int, bound: Floats) -> tuple[Ints,
 
 def _grown(grid: _Grid, cells: Ints, stride: int) -> tuple[Ints, Floats]:
     """Those cells and all that hang together with them through faces within which the sign changes, and values and distances (2, 8, C)."""
-    found, every = [(cells[:0], np.empty((2, 8, 0)))], np.sort(grid.keys(cells))
-    while len(cells):
+    found: list[tuple[Ints, Floats]] = []
+    every = np.sort(grid.keys(cells))
+    while len(cells) or not found:
         values = grid.at(grid.corners(cells, stride))
         found.append((cells, values))
         behind = _behind(cells, values[0], stride)
@@ -218,9 +217,11 @@ def _grown(grid: _Grid, cells: Ints, stride: int) -> tuple[Ints, Floats]:
 
 def _behind(cells: Ints, signed: Floats, stride: int) -> Ints:
     """Places (M, 3), in the grid or not, of the cells behind those faces of cells (C, 3) within which the sign changes."""
-    faces = [(axis, end) for axis in range(3) for end in (0, 1)]
-    steps = stride * np.concatenate((np.eye(3, dtype=np.int64)[:, None] * -1, np.eye(3, dtype=np.int64)[:, None]), 1)
-    return np.concatenate([cells[_changes(signed[_BITS[:, axis] == end])] + steps[axis, end] for axis, end in faces])
+    behind = []
+    for axis in range(3):
+        for end, step in ((0, -stride), (1, stride)):
+            behind.append(cells[_changes(signed[_BITS[:, axis] == end])] + step * np.eye(3, dtype=np.int64)[axis])
+    return np.concatenate(behind)
 
 
 def _changes(signed: Floats) -> NDArray[np.bool_]:
