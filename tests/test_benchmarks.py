@@ -138,3 +138,14 @@ def test_prepare(tmp_path: Path) -> None:
             positive(row, "build_ms", "us_per_sample", "per_second", "total_s", "speedup_over_trimesh", "speedup_over_brute_force")
         assert found["sides"]["ours"]["difference"] < 1e-9
     assert max(result["errors"]["none"]["auto"]) == 0 and all(kind in printed for kind in result["errors"])
+
+
+def test_extract(tmp_path: Path) -> None:
+    result, printed = quick("extract", tmp_path / "out.json")
+    for field in ("torus", "network"):
+        row, resolution = result["fields"][field], result["settings"]["resolution"]
+        sparse, dense = row["sides"]["sparse"], row["sides"]["dense"]
+        positive(sparse, "ms", "peak_mib", "faces")
+        positive(row, "fewer_evaluations", "speedup")
+        assert dense["evaluations"] == resolution**3 > 4 * sparse["evaluations"]
+        assert sparse["faces"] == dense["faces"] and row["difference"] < 1e-3 and f"{field}, sparse" in printed
