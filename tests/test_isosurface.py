@@ -41,6 +41,12 @@ def classifier(x: np.ndarray) -> np.ndarray:
     return np.stack((np.tanh(30 * s), s), 1)
 
 
+def aloof(x: np.ndarray) -> np.ndarray:
+    """A distance that comes nowhere near zero: signs alone show the surface."""
+    s = RING(x)
+    return np.stack((s, np.abs(s) + 0.3), 1)
+
+
 def volume(mesh: Mesh) -> float:
     a, b, c = (mesh.vertices[column] for column in mesh.faces.T)
     return float((a * np.cross(b, c)).sum() / 6)
@@ -110,7 +116,8 @@ def test_any_resolution(resolution: int) -> None:
 
 FIELDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sphere": sphere(0.5), "torus": RING, "plate": PLATE, "two far apart": FAR, "leaves the cube": sphere(1.2), "distance and sign": jumping,
-    "classifier": classifier, "geometric": network(FieldSpec(in_dim=3, width=64, hidden_layers=1, init="geometric")),
+    "classifier": classifier, "aloof": aloof,
+    "geometric": network(FieldSpec(in_dim=3, width=64, hidden_layers=1, init="geometric")),
     "spread": network(FieldSpec(in_dim=3, width=16, hidden_layers=2, init="spread")),
     "sine": network(FieldSpec(in_dim=3, width=16, hidden_layers=1, activation="sine", w0=10.0)),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import igl
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from solids import ball, box, brute_force, joined
 
 from metasdf.errors import InputError
-from metasdf.geometry.mesh import Mesh, face_normals
-from metasdf.geometry.native import CHUNK, Scene, Tree, coherent, neighbours, winding_number
+from metasdf.geometry.mesh import Mesh, face_normals, is_watertight
+from metasdf.geometry.native import CHUNK, Scene, Tree, coherent, marching_cubes, neighbours, winding_number
 
 FLAT = Mesh(np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0.0]]), np.array([[0, 1, 2]]))
 
@@ -125,3 +126,41 @@ def test_every_point_is_in_one_chunk(n: int) -> None:
     parts = neighbours(np.random.default_rng(0).normal(size=(n, 3)))
     assert np.array_equal(np.sort(np.concatenate([np.zeros(0, np.int64), *parts])), np.arange(n)) and all(len(part) <= CHUNK for part in parts)
     assert all(part.size for part in neighbours(np.ones((n, 3))))
+
+
+# -- marching cubes --------------------------------------------------------------------------------------------------------------------
+
+CELL = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
+
+
+def test_a_corner_cut_off() -> None:
+    mesh = marching_cubes([-1, 3, 1, 3, 4, 5, 5, 5], CELL, [[0, 1, 2, 3, 4, 5, 6, 7]])
+    assert np.allclose(sorted(mesh.vertices.tolist()), [[0, 0, 0.25], [0, 0.5, 0], [0.2, 0, 0]])
+    assert len(mesh.faces) == 1 and (face_normals(mesh) > 0).all()  # away from the negative corner
+
+
+def test_the_dense_and_the_sparse_algorithm_of_libigl_agree() -> None:
+    """On noise, every case of their table: the same vertices, and both are closed."""
+    n = 12
+    place = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    values = np.where(((place > 0) & (place < n - 1)).all(1), np.random.default_rng(0).normal(size=n**3), 1.0)
+    lowest = np.flatnonzero((place < n - 1).all(1))
+    cells = lowest[:, None] + (CELL.astype(int) @ (n * n, n, 1))
+    mesh = marching_cubes(values, place, cells)
+    order = np.lexsort(place.T)  # that of libigl: x runs fastest
+    vertices, faces, _ = igl.marching_cubes(values[order], place[order].astype(np.float64), n, n, n, 0.0)
+    assert np.allclose(*(v[np.lexsort(v.round(9).T)] for v in (mesh.vertices, vertices)), atol=1e-12)
+    assert is_watertight(mesh) and is_watertight(Mesh(vertices, faces)) and len(mesh.faces) > 1000
+
+
+def test_no_cells() -> None:
+    assert marching_cubes(np.ones(8), CELL, np.zeros((0, 8), int)).faces.shape == (0, 3)
+
+
+def test_wrong_cells_end_in_an_error_not_in_a_crash() -> None:
+    values, cells = np.linspace(-1, 1, 8), np.arange(8)[None]
+    for wrong in ((values[:7], CELL, cells), (values[:, None], CELL, cells), (values * np.nan, CELL, cells), (values, CELL[:, :2], cells),
+                  (values, CELL, cells[:, :7]), (values, CELL, cells[0]), (values, CELL, cells + 1), (values, CELL, cells - 1),
+                  (values, CELL, cells * 1.0), (values, CELL + np.inf, cells)):  # fmt: skip
+        with pytest.raises(InputError):
+            marching_cubes(*wrong)

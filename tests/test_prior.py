@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.inner_loop import InnerLoopConfig
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment
-from metasdf.fields import FieldSpec, Params, field
-from metasdf.geometry.frame import Frame
-from metasdf.prior import MAX_CONTEXT, Prior, build_conditioner, load, load_sdf
+from metasdf.fields import FieldSpec, Layer, Params, field, initialise
+from metasdf.geometry.frame import Frame, identity
+from metasdf.geometry.mesh import face_normals
+from metasdf.geometry.pose import Pose
+from metasdf.heads import Distance, DistanceAndSign, Head
+from metasdf.prior import MAX_CONTEXT, SDF, Prior, build_conditioner, load, load_sdf
 from metasdf.tasks import Observations
 
 
@@ -279,3 +283,45 @@ def test_a_prior_of_another_version(tmp_path: Path) -> None:
         save_state(path, new_tensors, new_state, kind="prior")
         with pytest.raises(CheckpointError, match="does not fit this version"):
             load(path)
+
+
+# -- meshes ----------------------------------------------------------------------------------------------------------------------------
+
+
+def sphere_sdf(head: Head, pose: Frame | Pose) -> SDF:
+    """About a sphere of radius 1/2 in the field's cube; a second output, if the head has one, has the same sign."""
+    spec = FieldSpec(in_dim=3, out_dim=head.channels, width=64, hidden_layers=1, init="geometric")
+    params = initialise(replace(spec, out_dim=1), generator=torch.Generator().manual_seed(0))
+    last = Layer(params[-1].weight.repeat(head.channels, 1), params[-1].bias.repeat(head.channels))
+    return SDF([(*params[:-1], last)], spec, head, pose)
+
+
+@pytest.mark.parametrize("head", [Distance(), DistanceAndSign()])
+def test_a_mesh_is_in_the_units_of_its_shape(head: Head) -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    frame = Frame((100.0, -20.0, 7.0), 0.1)
+    here, there = (sphere_sdf(head, pose) for pose in (identity(3), Pose(turn * np.linalg.det(turn), frame)))
+    found, plain = there.extract(resolution=64), here.extract(resolution=64)
+    assert np.abs(there(found.mesh.vertices)).max() < 0.05 and np.abs(here(plain.mesh.vertices)).max() < 0.005
+    assert np.allclose(there.pose.to_field(found.mesh.vertices), plain.mesh.vertices, atol=1e-9)
+    assert np.array_equal(found.mesh.faces, plain.mesh.faces)
+    assert found.watertight and found.evaluations < 64**3 / 3
+    outwards = found.mesh.vertices[found.mesh.faces].mean(1) + 0.3 * face_normals(found.mesh)
+    assert (there(outwards) > 0).mean() > 0.99
+    assert np.array_equal(there.mesh(64).vertices, found.mesh.vertices)
+
+
+def test_little_memory_means_few_points_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdf, sizes = sphere_sdf(Distance(), identity(3)), []
+    plenty = sdf.mesh(48)
+    inner = sdf.in_field
+    monkeypatch.setattr(sdf, "in_field", lambda x: (sizes.append(len(x)), inner(x))[1])
+    monkeypatch.setattr("metasdf.prior.available_bytes", lambda device: 4_000_000)
+    scarce = sdf.mesh(48)
+    assert 100 < max(sizes) < 1000 and len(scarce.faces) == len(plenty.faces)
+    assert np.allclose(scarce.vertices, plenty.vertices, atol=1e-5)
+
+
+def test_2d_shapes_have_no_mesh() -> None:
+    with pytest.raises(UsageError, match="only 3D"):
+        small_prior().adapt(circle()).mesh()
