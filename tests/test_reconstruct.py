@@ -24,8 +24,9 @@ from metasdf.errors import InputError, UsageError
 from metasdf.experiments import Experiment, TrainConfig
 from metasdf.fields import FieldSpec
 from metasdf.geometry.image import contour_points, mask_from_image, read_silhouette, sdf_from_mask
+from metasdf.inputs import free_name
 from metasdf.prior import Prior
-from metasdf.reconstruct import context_for, crop_around, free_name, looks_signed, read_observations, reconstruct, reconstruct_many
+from metasdf.reconstruct import FORMAT, OUTPUTS, context_for, crop_around, looks_signed, read_observations, reconstruct, reconstruct_many
 
 SVG = "{http://www.w3.org/2000/svg}"
 HALF = 20 / 56  # half the extent of the frame: the diamond fills it as a digit would
@@ -517,7 +518,7 @@ def test_equal_names_from_two_folders(tmp_path: Path) -> None:
         paths.append(write_csv(tmp_path / folder / "a.csv", diamond()))
     assert reconstruct_many(paths, diamond_prior(), tmp_path / "out", say=lambda text: None, resolution=16) == []
     assert [json.loads((tmp_path / "out" / f"{name}.json").read_text())["input"] for name in ("a", "a-csv")] == [str(p) for p in paths]
-    assert free_name(paths[1], tmp_path / "out") == "a-csv"
+    assert free_name(paths[1], tmp_path / "out", outputs=OUTPUTS, form=FORMAT) == "a-csv"
 
 
 def test_a_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:

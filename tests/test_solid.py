@@ -105,6 +105,33 @@ def test_what_cannot_be_written_is_said_first(scan: Path, tmp_path: Path) -> Non
         reconstruct_scan(scan, ball("levelset"), tmp_path / "out.doc")
 
 
+def test_nothing_of_the_users_is_overwritten(saved: Path, scan: Path, tmp_path: Path) -> None:
+    """Neither the scan, where the results go beside it, nor a file that has the name of a result; what an earlier call wrote is replaced."""
+    prior = ball("levelset")
+    given = tmp_path / "given.ply"
+    reconstruct_scan(scan, prior, given, resolution=16)
+    (tmp_path / "given.json").unlink()
+    before = given.read_bytes()
+    with pytest.raises(UsageError, match=r"given\.ply would be overwritten"):
+        reconstruct_scan(given, prior, given, resolution=16)
+    for _ in range(2):
+        code, told = command("reconstruct", given, "-m", saved, "-o", tmp_path, "--resolution", 16)
+        assert code == 0 and "given-ply.ply" in told
+    assert given.read_bytes() == before and (tmp_path / "given-ply.json").is_file() and not (tmp_path / "given-ply-2.ply").exists()
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"notes\.json would be overwritten"):
+        reconstruct_scan(scan, prior, tmp_path / "notes.ply", resolution=16)
+    assert (tmp_path / "notes.json").read_text() == "{}" and not (tmp_path / "notes.ply").exists()
+    assert "cannot be written as .vtk" in command("reconstruct", scan, "-m", saved, "-o", tmp_path / "table.vtk")[1]
+
+
+def test_what_single_precision_loses_is_said(scan: Path, tmp_path: Path) -> None:
+    """At coordinates of 5 million, single precision knows steps of half a metre."""
+    prior = ball("levelset")
+    lossy, exact = (reconstruct_scan(scan, prior, tmp_path / f"out{ending}", resolution=16).summary.notes for ending in (".glb", ".ply"))
+    assert any("in single precision, come in steps of 0.5" in note for note in lossy) and not any("single" in note for note in exact)
+
+
 def test_no_surface_is_an_error_and_no_file(scan: Path, tmp_path: Path) -> None:
     prior = ball("levelset")
     with torch.no_grad():
@@ -125,7 +152,7 @@ def test_many_scans_by_the_command(saved: Path, scan: Path, tmp_path: Path) -> N
     np.savetxt(tmp_path / "scan.csv", directions(), delimiter=",")
     (tmp_path / "empty.xyz").touch()
     code, told = command("reconstruct", scan, tmp_path / "empty.xyz", tmp_path / "scan.csv", "-m", saved, "-o", tmp_path / "out", "--resolution", 24)
-    assert code == 1 and "1 of 3 scans failed" in told and "empty.xyz" in told
+    assert code == 1 and "1 of 3 inputs failed" in told and "empty.xyz" in told
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan-csv.json", "scan-csv.ply", "scan.json", "scan.ply"]
     code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "one.glb", "--resolution", 24)
     assert code == 0 and (tmp_path / "one.glb").is_file() and "watertight" in told
@@ -149,6 +176,10 @@ def test_surfaces_are_measured(saved: Path, tmp_path: Path) -> None:
     assert code == 0 and "n 2, failed 0, the better of 2 by chamfer" in told
     saved_result = json.loads((tmp_path / "r.json").read_text())
     assert saved_result["best_of"] == 2 and saved_result["metrics"]["iou"]["n"] == 2 and saved_result["field_evaluations"] <= 32**3
+    for wrong, says in ((("--resolution", 32), "are for --surfaces"), (("--best-of", 2), "are for --surfaces"),
+                        (("--surfaces", "--runs", 2), "--runs is for errors of fields")):  # fmt: skip
+        code, told = command("evaluate", saved, "--data", store.path, "--split", "train", *wrong)
+        assert code == 2 and says in told
     dead = ball("levelset")
     with torch.no_grad():
         dead.conditioner.theta[-1].bias.fill_(9.0)  # type: ignore[operator, union-attr]

@@ -10,8 +10,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metasdf.errors import InputError, MetaSDFError, UsageError
+from metasdf.errors import InputError, UsageError
 from metasdf.files import write_whole
 from metasdf.geometry.frame import Frame
 from metasdf.geometry.image import (
@@ -37,6 +36,7 @@ from metasdf.geometry.image import (
 )
 from metasdf.geometry.samples import looks_signed, zero_crossings
 from metasdf.geometry.tables import must_exist, read_npy, read_text
+from metasdf.inputs import Failure, each, free_name, naming
 from metasdf.prior import MAX_CONTEXT, SDF, Prior
 from metasdf.tasks import ShapeSamples, dense, draw_surface
 
@@ -93,13 +93,6 @@ class Summary:
     notes: tuple[str, ...]
     files: tuple[str, ...]
     format: str = FORMAT
-
-
-class Failure(NamedTuple):
-    """An input that could not be reconstructed, and why."""
-
-    path: Path
-    error: MetaSDFError
 
 
 # -- from files ------------------------------------------------------------------------------------------------------------------------
@@ -241,7 +234,7 @@ def reconstruct(
         raise UsageError("at least one step is needed", where=f"steps={steps}", fix=f"leave it out, or use {prior.experiment.inner.steps}")
     if prior.dim != 2:
         raise UsageError(f"{prior.name} is a prior of {prior.dim}D shapes", where=path, fix="use a 2D prior")
-    with _naming(path):
+    with naming(path):
         observed = read_observations(path, columns=columns, foreground=foreground)
         flip = y_up and observed.x is not None
         if flip:
@@ -260,7 +253,7 @@ def reconstruct(
         notes += (f"{MAX_CONTEXT:,} of the {len(context.x):,} were drawn for the fit; the residual is of all",)
     if not closed:
         notes += ("the shape reaches the edge of the square the prior knows, and was cut off there",)
-    name = name or free_name(path, out)
+    name = name or free_name(path, out, outputs=OUTPUTS, form=FORMAT)
     size = None if observed.image is None else (observed.image.shape[1], observed.image.shape[0])
     summary = Summary(
         input=str(path), name=name, prior=prior.name, kind=observed.kind, units=observed.units, y="up" if flip else "down", image_size=size,
@@ -280,58 +273,19 @@ def reconstruct_many(
     columns: Columns | None = None, foreground: Foreground = "auto", say: Callable[[str], None] = print,
 ) -> list[Failure]:  # fmt: skip
     """`reconstruct` each file, going on after one that fails; all failures are told at the end and returned (none: an empty list)."""
-    chosen = list(dict.fromkeys(Path(path) for path in paths))
-    failures: list[Failure] = []
     taken: set[str] = set()
-    for path in chosen:
-        try:
-            name = free_name(path, Path(out), taken)
-            done = reconstruct(
-                path, prior, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, columns=columns, foreground=foreground, name=name
-            )
-        except MetaSDFError as error:
-            failures.append(Failure(path, error))
-            say(f"{path}: failed, {error.what}")
-            continue
+
+    def one(path: Path) -> list[str]:
+        name = free_name(path, Path(out), taken, outputs=OUTPUTS, form=FORMAT)
+        done = reconstruct(
+            path, prior, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, columns=columns, foreground=foreground, name=name
+        )
         taken.add(name)
-        say(f"{path}: {done.kind}, {done.context:,} context points, {done.steps} steps in {done.fit_ms:.0f} ms, "
-            f"residual {done.residual:.3g} {done.units} -> {Path(out) / name}.svg .png .npz .json")  # fmt: skip
-        for note in done.notes:
-            say(f"  note: {note}")
-    if failures:
-        say(f"{len(failures)} of {len(chosen)} inputs failed:")
-        for failure in failures:
-            say(f"error: {failure.error}")
-    return failures
+        line = (f"{path}: {done.kind}, {done.context:,} context points, {done.steps} steps in {done.fit_ms:.0f} ms, "
+                f"residual {done.residual:.3g} {done.units} -> {Path(out) / name}.svg .png .npz .json")  # fmt: skip
+        return [line, *(f"  note: {note}" for note in done.notes)]
 
-
-def free_name(path: Path, out: Path, taken: set[str] | frozenset[str] = frozenset()) -> str:
-    """What to call the outputs of `path`: its stem, or stem-ending, or those with a number, whichever is the first that overwrites nothing
-    but an earlier reconstruction of the same file."""
-    ending = path.suffix.lstrip(".").lower()
-    candidates = (path.stem, f"{path.stem}-{ending}", *(f"{path.stem}-{ending}-{k}" for k in range(2, 10_000)))
-    return next(name for name in candidates if name not in taken and _is_free(name, path, out))
-
-
-def _is_free(name: str, path: Path, out: Path) -> bool:
-    if not any((out / (name + suffix)).exists() for suffix in OUTPUTS):
-        return True
-    try:
-        earlier = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        return bool(earlier["format"] == FORMAT and Path(earlier["input"]).resolve() == path.resolve())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors raised inside name the file."""
-    try:
-        yield
-    except MetaSDFError as error:
-        if str(path) not in error.where:
-            error.where = f"{path}, {error.where}" if error.where else str(path)
-        raise
+    return each(paths, one, say=say)
 
 
 def _sample(sdf: SDF, resolution: int) -> tuple[Array, list[Array], bool]:

@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metasdf.errors import InputError, MetaSDFError, UsageError
+from metasdf.errors import InputError, UsageError
 from metasdf.files import write_whole
+from metasdf.geometry.cloud import remarks
 from metasdf.geometry.io import MESH_OUTPUTS, write_mesh
 from metasdf.geometry.mesh import Mesh, components
 from metasdf.geometry.pose import Pose, Up, headings, pose_of, upright
 from metasdf.geometry.sampling import sdf_samples
 from metasdf.geometry.scan import Outliers, Residual, Scan, read_scan, residual, surface_of
+from metasdf.inputs import Failure, each, earlier_input, free_name, naming
 from metasdf.prior import SDF, Observed, Prior
 
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
-FRAMING = 20_000  # points of a mesh by which it is framed
+DRAWN = 20_000  # points of the surface of a mesh
+SINGLE = (".stl", ".glb")  # mesh files in single precision
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,6 @@ class Reconstruction(NamedTuple):
     summary: Summary
 
 
-class Failure(NamedTuple):
-    """A scan that could not be reconstructed, and why."""
-
-    path: Path
-    error: MetaSDFError
-
-
 def reconstruct_scan(
     path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, up: Up = "y",
     turns: int = 1, columns: str | None = None, outliers: Outliers = "keep",
@@ -81,91 +77,90 @@ def reconstruct_scan(
     with the observations is kept. Raises InputError, EmptySurfaceError, UsageError; nothing is written then.
     """
     path, target = Path(path), Path(target)
-    if target.suffix.lower() not in MESH_OUTPUTS:
-        raise UsageError(f"meshes cannot be written as {target.suffix or 'a file without an ending'}", where=target,
-                         fix=f"use one of {', '.join(MESH_OUTPUTS)}")  # fmt: skip
-    scan = read_scan(path, columns=columns, outliers=outliers)
-    try:
+    _check_target(target, path)
+    with naming(path):
+        scan = read_scan(path, columns=columns, outliers=outliers)
         rng = np.random.default_rng(seed)
-        surface = surface_of(scan, FRAMING, rng=rng)
-        poses = [pose_of(surface, turn @ upright(up)) for turn in headings(turns)]
+        surface = surface_of(scan, DRAWN, rng=rng)
+        framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
+        poses = [pose_of(framed, turn @ upright(up)) for turn in headings(turns)]
         started = time.perf_counter()
-        candidates = [observe(scan, surface, prior, pose, rng=rng) for pose in poses]
-        sdfs = prior.fit(candidates, steps=steps)
-        errors = [_misfit(sdf, seen) for sdf, seen in zip(sdfs, candidates, strict=True)]
-        best = int(np.argmin(errors))
+        x, s = observations(scan, surface, prior, poses[0], rng=rng)
+        sdfs = prior.fit([_seen(pose, x, s) for pose in poses], steps=steps)
+        best = int(np.argmin([_misfit(sdf, _seen(pose, x, s)) for sdf, pose in zip(sdfs, poses, strict=True)]))
         sdf, fitted = sdfs[best], time.perf_counter()
         extraction = sdf.extract(resolution=resolution)
         done = time.perf_counter()
-    except MetaSDFError as error:
-        if str(path) not in error.where:
-            error.where = f"{path}, {error.where}" if error.where else str(path)
-        raise
+    mesh = extraction.mesh
     notes = (*scan.notes, *extraction.notes)
     if extraction.clipped:
         notes += ("the surface leaves the cube the prior knows, and the mesh is open there",)
-    apart = components(extraction.mesh)
-    given = scan.x if scan.mesh is None else surface
+    if target.suffix.lower() in SINGLE:
+        notes += tuple(f"the mesh: {text}" for text in remarks(mesh.vertices.astype(np.float32).astype(np.float64)))
     summary = Summary(
-        input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x),
-        context=len(candidates[best].x), steps=len(sdf.path) - 1, seed=seed, resolution=resolution, up=up, heading=best * 360.0 / turns,
-        centre=sdf.frame.centre, scale=sdf.frame.scale,
-        residual=residual(given, extraction.mesh, scan.s), watertight=extraction.watertight, clipped=extraction.clipped,
-        components=int(apart.max()) + 1 if len(apart) else 0, vertices=len(extraction.mesh.vertices), faces=len(extraction.mesh.faces),
+        input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x), context=len(x),
+        steps=len(sdf.path) - 1, seed=seed, resolution=resolution, up=up, heading=best * 360.0 / turns, centre=sdf.frame.centre,
+        scale=sdf.frame.scale, residual=residual(surface if scan.mesh else scan.x, mesh, scan.s), watertight=extraction.watertight,
+        clipped=extraction.clipped, components=int(components(mesh).max()) + 1, vertices=len(mesh.vertices), faces=len(mesh.faces),
         fit_ms=round((fitted - started) * 1e3, 3), mesh_ms=round((done - fitted) * 1e3, 3), field_evaluations=extraction.evaluations, notes=notes,
     )  # fmt: skip
-    write_mesh(target, extraction.mesh)
+    write_mesh(target, mesh)
     write_whole(target.with_suffix(".json"), (json.dumps(asdict(summary), indent=1) + "\n").encode())
-    return Reconstruction(sdf, extraction.mesh, summary)
+    return Reconstruction(sdf, mesh, summary)
 
 
-def observe(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Observed:
-    """What the prior is given of a scan, in the field's cube: n_test points or samples of it, or all where they are fewer."""
+def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> tuple[Floats, Floats | None]:
+    """What the prior is given of a scan, in its own units and axes: n_test points x (N, 3) of the surface, or samples with distances s (N,);
+    all where there are fewer. pose: in whose cube samples of a mesh are drawn."""
     n = prior.experiment.n_test
     if not prior.needs_values:
-        x = pose.to_field(surface)
-        return Observed(pose, _some(x, n, rng), None)
+        return _some(surface, n, rng), None
     if scan.mesh is not None:
         from metasdf.geometry.signed import MeshSDF  # slow to import
 
         drawn = sdf_samples(MeshSDF(Mesh(pose.to_field(scan.mesh.vertices), scan.mesh.faces)), n, rng=rng)
-        return Observed(pose, drawn.x, drawn.s)
+        return pose.from_field(drawn.x), drawn.s / pose.frame.scale
     if scan.s is None:
         raise InputError(f"the prior {prior.name} learns from signed distances, the scan has points alone", cause="a scan without distances",
                          fix="use a level-set prior, whose name ends with -levelset; or give samples x,y,z,s, or a mesh")  # fmt: skip
-    x = pose.to_field(scan.x)
-    near = np.abs(x).max(1) <= 1
-    rows = np.column_stack((x, scan.s * pose.frame.scale))[near]
+    rows = np.column_stack((scan.x, scan.s))[np.abs(pose.to_field(scan.x)).max(1) <= 1]
+    if not len(rows):
+        raise InputError("no sample lies near the surface", cause="too few samples", fix="give more of them, within the size of the shape")
     chosen = _some(rows, n, rng)
-    return Observed(pose, chosen[:, :3], chosen[:, 3])
+    return chosen[:, :3], chosen[:, 3]
 
 
 def reconstruct_scans(
-    paths: Sequence[Path], prior: Prior, out: Path, *, say: Callable[[str], None] = print, **options: object
+    paths: Sequence[Path], prior: Prior, out: Path, *, say: Callable[[str], None] = print, **options: Any
 ) -> list[Failure]:
     """Each scan by `reconstruct_scan`, going on after one that fails. out: a mesh file for one scan, or a folder that gets a .ply for each."""
-    single = out.suffix.lower() in MESH_OUTPUTS
-    if single and len(paths) > 1:
+    single = bool(out.suffix) and not out.is_dir() and len(paths) == 1
+    if not single and out.suffix.lower() in MESH_OUTPUTS:
         raise UsageError(f"{len(paths)} scans cannot be written to one file", where=out, fix="give a folder: -o OUT")
-    failures: list[Failure] = []
-    taken: set[Path] = set()
-    for path in dict.fromkeys(paths):
-        target = out if single else _free(out, path, taken)
-        taken.add(target)
-        try:
-            done = reconstruct_scan(path, prior, target, **options).summary  # type: ignore[arg-type]
-        except MetaSDFError as error:
-            failures.append(Failure(path, error))
-            say(f"{path}: failed, {error.what}")
-            continue
-        say(_told(path, target, done))
-        for note in done.notes:
-            say(f"  note: {note}")
-    if failures:
-        say(f"{len(failures)} of {len(dict.fromkeys(paths))} scans failed:")
-        for failure in failures:
-            say(f"error: {failure.error}")
-    return failures
+    taken: set[str] = set()
+
+    def one(path: Path) -> list[str]:
+        target = out
+        if not single:
+            name = free_name(path, out, taken, outputs=(".ply", ".json"), form=FORMAT)
+            taken.add(name)
+            target = out / f"{name}.ply"
+        done = reconstruct_scan(path, prior, target, **options).summary
+        return [_told(path, target, done), *(f"  note: {note}" for note in done.notes)]
+
+    return each(paths, one, say=say)
+
+
+def _check_target(target: Path, scan: Path) -> None:
+    """What cannot be written, or would be lost, is said before any work."""
+    if target.suffix.lower() not in MESH_OUTPUTS:
+        raise UsageError(f"meshes cannot be written as {target.suffix or 'a file without an ending'}", where=target,
+                         fix=f"use one of {', '.join(MESH_OUTPUTS)}; or give a folder, without a dot in its name, or an existing one")  # fmt: skip
+    summary = target.with_suffix(".json")
+    lost = target if target.resolve() == scan.resolve() else summary if summary.exists() and earlier_input(summary, FORMAT) is None else None
+    if lost is not None:
+        raise UsageError(f"{lost.name} would be overwritten", where=lost, cause="it is the scan itself" if lost is target
+                         else "the summary goes beside the mesh, and this file is something else", fix="choose another -o")  # fmt: skip
 
 
 def _told(path: Path, target: Path, s: Summary) -> str:
@@ -175,15 +170,12 @@ def _told(path: Path, target: Path, s: Summary) -> str:
             f"in {s.mesh_ms:.0f} ms; residual median {s.residual.median:.3g}, 95 % within {s.residual.p95:.3g} {s.units} -> {target}")  # fmt: skip
 
 
-def _free(out: Path, path: Path, taken: set[Path]) -> Path:
-    """OUT/STEM.ply, or with the scan's ending or a number where two scans have one stem."""
-    stem, ending = path.stem, path.suffix.lstrip(".").lower()
-    names = (stem, f"{stem}-{ending}", *(f"{stem}-{ending}-{k}" for k in range(2, 10_000)))
-    return next(target for name in names if (target := out / f"{name}.ply") not in taken)
-
-
 def _some(rows: Floats, n: int, rng: np.random.Generator) -> Floats:
     return rows if len(rows) <= n else rows[rng.permutation(len(rows))[:n]]
+
+
+def _seen(pose: Pose, x: Floats, s: Floats | None) -> Observed:
+    return Observed(pose, pose.to_field(x), None if s is None else s * pose.frame.scale)
 
 
 def _misfit(sdf: SDF, seen: Observed) -> float:
