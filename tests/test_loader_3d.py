@@ -13,10 +13,11 @@ from test_train import tiny, trainer
 
 from metasdf.data.loader import Loader, MeshShapes, rows_of
 from metasdf.data.store import Store
-from metasdf.errors import UsageError
-from metasdf.evaluate import evaluate
+from metasdf.errors import InputError, UsageError
+from metasdf.evaluate import evaluate, grid_errors
 from metasdf.experiments import Experiment, experiment
-from metasdf.prior import load, load_sdf
+from metasdf.heads import Distance
+from metasdf.prior import build_conditioner, load, load_sdf
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,29 @@ def test_more_than_there_is(store: Store) -> None:
 def test_shapes_without_views(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no depth views"):
         loader(write_spheres(tmp_path / "blind", views=0), "partial").batch(0)
+
+
+def test_a_damaged_shape(tmp_path: Path) -> None:
+    damaged = write_spheres(tmp_path / "damaged")
+    file = damaged.item(0)
+    data = bytearray(file.read_bytes())
+    data[8:16] = b"\xff" * 8  # in its header, which the store's own sizes do not show
+    file.write_bytes(bytes(data))
+    for ask in (lambda: loader(damaged, "dense").tasks(np.array([0])), lambda: MeshShapes(damaged).judged(0)):
+        with pytest.raises(InputError, match="The shape cannot be read") as caught:
+            ask()
+        assert file.name in str(caught.value)
+
+
+def test_shapes_with_different_numbers_of_samples_are_judged_together(tmp_path: Path) -> None:
+    few, many = (write_spheres(tmp_path / name, samples=samples).item(0) for name, samples in (("few", 200), ("many", 300)))
+    both = write_spheres(tmp_path / "both", shapes=2)
+    for row, file in enumerate((few, many)):
+        both.item(row).write_bytes(file.read_bytes())
+    assert [len(MeshShapes(both).judged(row).s) for row in (0, 1)] == [40, 60]
+    model = build_conditioner(solid("levelset"))
+    errors = grid_errors(model, Distance(), both, indices=np.array([0, 1]), rule="levelset", n_context=20, seed=0, device=torch.device("cpu"))
+    assert errors.n == 2 and np.isfinite(errors.mse[-1])
 
 
 def test_rows_of_a_category(store: Store) -> None:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
+from metasdf.data.item import opened
 from metasdf.data.store import IMAGES, MESHES, Store
-from metasdf.errors import UsageError
+from metasdf.errors import MetaSDFError, UsageError
 from metasdf.geometry.image import pixel_grid
 from metasdf.tasks import RULES, ContextRule, Draw, ShapeSamples, TaskBatch, stack
 
@@ -74,7 +74,7 @@ class MeshShapes:
         self._store = store
 
     def part(self, index: int, rng: np.random.Generator, *, samples: int, points: int, view: bool) -> ShapeSamples:
-        with safe_open(self._store.item(index), framework="numpy") as file:
+        with opened(self._store.item(index)) as file:
             rows = file.get_slice("samples")
             drawn = _run(rng, rows, _length(rows) - _kept(_length(rows)), samples)
             if view:
@@ -85,7 +85,7 @@ class MeshShapes:
         return ShapeSamples(drawn[:, :3], drawn[:, 3:], surface[:, :3])
 
     def judged(self, index: int) -> Judged:
-        with safe_open(self._store.item(index), framework="numpy") as file:
+        with opened(self._store.item(index)) as file:
             rows = file.get_slice("samples")
             found = rows[_length(rows) - _kept(_length(rows)) :]
         return Judged(found[:, :3], found[:, 3:])
@@ -128,7 +128,7 @@ def rows_of(store: Store, split: str, category: str | None) -> NDArray[np.int64]
     if not len(found):
         known = ", ".join(sorted({str(categories[row]) for row in rows})) if categories else "no categories"
         raise UsageError(f"the split {split} holds no {category}", where=store.path, cause=f"it has: {known}",
-                         fix="give another --data, or --set category=NAME (none: all)")  # fmt: skip
+                         fix="give another --data; or to evaluate --category NAME, to train --set category=NAME (none: all)")  # fmt: skip
     return found
 
 
@@ -173,6 +173,8 @@ class Loader:
             shape = self.shapes.part(task, rng, samples=self.n_query + (self.n_context if dense else 0), points=0 if dense else self.n_context,
                                      view=self.rule == "partial")  # fmt: skip
             return RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query, near=self.near)
+        except MetaSDFError:
+            raise
         except ValueError as error:
             raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
                              cause="the data set is too coarse for so many points, or was made without contours",

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from metasdf.errors import InputError
+from metasdf.data.item import damaged, opened
 from metasdf.geometry.frame import Frame, farthest_point
 from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import render
@@ -119,25 +118,15 @@ def encode(shape: Shape) -> bytes:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Raises InputError for a file that is damaged, or no shape of ours."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return _facts(file, path)
 
 
 def read_shape(path: Path, *names: str) -> Shape:
     """Facts and the named arrays, all without names. Raises as `read_facts`."""
-    with _opened(path) as file:
+    with opened(path) as file:
         facts = _facts(file, path)
-        try:
-            return Shape({name: file.get_tensor(name) for name in names or file.keys()}, facts)
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        return Shape({name: file.get_tensor(name) for name in names or file.keys()}, facts)
 
 
 def _facts(file: Any, path: Path) -> dict[str, Any]:
@@ -146,10 +135,5 @@ def _facts(file: Any, path: Path) -> dict[str, Any]:
         if not isinstance(facts["name"], str):
             raise ValueError("no name")
     except (TypeError, KeyError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return dict(facts)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError("The shape cannot be read", where=path, cause=f"truncated, or another kind of file ({error})",
-                      fix="prepare the data set again (with --force: what is whole is taken over)")  # fmt: skip
