@@ -864,6 +864,24 @@ def test_a_run_of_an_older_version_goes_on() -> None:
 
 def test_bfloat16_is_tried_out() -> None:
     assert bfloat16_pays(CPU) in (True, False)
+    assert not bfloat16_pays(torch.device("meta"))  # no device on which it is known to work
+
+
+def test_a_learning_rate_that_halves() -> None:
+    assert [schedule("halve", progress, (0.25, 0.5)) for progress in (0.0, 0.24, 0.25, 0.5, 1.0)] == [1.0, 1.0, 0.5, 0.25, 0.25]
+    assert schedule("halve", 0.9) == 1.0
+
+
+def test_every_number_of_a_gradient_is_clipped(store: Store, tmp_path: Path) -> None:
+    plain, clipped = (trainer(tmp_path / str(clip), store, tiny(products="float32", clip_value=clip, clip=None)) for clip in (None, 1e-4))
+    for ours in (plain, clipped):
+        ours._train_step()
+    largest = max(float(p.grad.abs().max()) for _, p in plain._parameters() if p.grad is not None)
+    assert largest > 1e-3
+    for (_, p), (_, q) in zip(plain._parameters(), clipped._parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None and q.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad.clamp(-1e-4, 1e-4))
 
 
 def test_validation_is_what_the_saved_prior_shows(store: Store, tmp_path: Path) -> None:

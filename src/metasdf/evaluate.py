@@ -28,7 +28,7 @@ class GridErrors(NamedTuple):
 
     mse: list[float]
     mae: list[float]
-    misclassified: list[float]  # percent of grid points whose sign is wrong
+    misclassified: list[float]  # percent of points whose sign is wrong
     n: int
     failed: int
     shapes: NDArray[np.float64]
@@ -39,17 +39,19 @@ def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
     device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True, report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
-    """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point.
+    """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point; in 3D at its judged samples.
 
     A shape whose fitted field is not finite counts as failed; the means are then over the others, and `failed` says so.
     every_step=False judges the last step alone, at half the time.
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
-    values = np.empty((0,))
+    values = np.empty(0)
     for start in range(0, len(indices), batch):
         part = indices[start : start + batch]
         context = loader.tasks(part).context.to(device)
-        x, truth = (torch.from_numpy(np.stack(column)).to(device) for column in zip(*(loader.shapes.judged(int(i)) for i in part), strict=True))
+        judged = [loader.shapes.judged(int(i)) for i in part]
+        least = min(len(each.s) for each in judged)  # 3D shapes of others may have fewer samples
+        x, truth = (torch.from_numpy(np.stack([rows[:least] for rows in column])).to(device) for column in zip(*judged, strict=True))
         errors = []
         for params in model.trajectory(context, steps=steps)[0 if every_step else -1 :]:
             s = head.to_sdf(field(params, x, model.spec))
@@ -67,10 +69,11 @@ def grid_errors(
 
 
 DEFINITION = {
-    "units": "field units: the image side is 1; negative inside",
-    "mse": "mean over shapes of the mean over all grid points of (sdf - truth)^2; the paper's column headed l1-error",
-    "mae": "mean over shapes of the mean over all grid points of |sdf - truth|",
-    "misclassified": "percent of grid points whose sign is wrong",
+    "units": "field units: the image side is 1, in 3D half the side of the cube; negative inside",
+    "points": "2D: all grid points. 3D: samples drawn as DeepSDF draws them, most near the surface, none of which is ever part of a context",
+    "mse": "mean over shapes of the mean over all points of (sdf - truth)^2; the paper's column headed l1-error",
+    "mae": "mean over shapes of the mean over all points of |sdf - truth|",
+    "misclassified": "percent of points whose sign is wrong",
     "after_step": "the same after each inner step, from the initialisation on, for the first n shapes in the first run; null without such steps",
     "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median over shapes); batched, per shape in one batch",
 }

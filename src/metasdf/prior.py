@@ -135,19 +135,19 @@ class Prior(nn.Module):
         x = _check_points(_numpy(points), self.dim)
         if self.needs_values and values is None:
             raise InputError(f"the prior {self.name} learns from signed distances, only points were given", cause="bare surface points",
-                             fix="use a level-set prior (for digits: mnist-levelset), or pass values")  # fmt: skip
+                             fix=f"use a level-set prior{self._named('levelset')}, or pass values")  # fmt: skip
         if not self.needs_values and values is not None:
             raise InputError(f"the prior {self.name} learns from surface points, signed distances were given",
-                             fix="use a dense prior (for digits: mnist-dense), or pass the points on the surface alone")  # fmt: skip
+                             fix=f"use a dense prior{self._named('dense')}, or pass the points on the surface alone")  # fmt: skip
         if values is None:
             frame = frame or self.frame_of(x)
             s = None
         else:
             s = _check_values(_numpy(values), len(x))[:, 0]
             if frame is None:
-                from metasdf.geometry.samples import crossings
+                from metasdf.geometry.samples import crossings, zero_crossings
 
-                frame = self.frame_of(crossings(x, s))
+                frame = self.frame_of((zero_crossings if self.dim == 2 else crossings)(x, s))
             s = s * frame.scale
         if len(frame.centre) != self.dim:
             raise InputError(f"a {len(frame.centre)}D frame for a {self.dim}D prior")
@@ -156,6 +156,9 @@ class Prior(nn.Module):
             chosen = np.random.default_rng(0).permutation(len(x))[:MAX_CONTEXT]
             x, s = x[chosen], None if s is None else s[chosen]
         return Observed(frame, x, s)
+
+    def _named(self, rule: str) -> str:
+        return f" (for digits: mnist-{rule})" if self.dim == 2 else f" (their names end with -{rule})"
 
     def fit(self, observed: Sequence[Observed], *, steps: int | None = None) -> list[SDF]:
         """`adapt` for what is in the field's cube already."""

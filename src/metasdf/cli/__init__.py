@@ -101,7 +101,8 @@ def train(
         click.echo(json.dumps(experiments.to_dict(config), indent=2))
         return
     if data is None or run is None:
-        raise UsageError("--data and --run are needed", fix="metasdf prepare mnist -o DATA; metasdf train " + experiment + " --data DATA --run RUN")
+        source = "mnist" if config.field.in_dim == 2 else f"procedural-{config.category or 'tables'}"
+        raise UsageError("--data and --run are needed", fix=f"metasdf prepare {source} -o DATA; metasdf train {experiment} --data DATA --run RUN")
 
     start(threads)
     from contextlib import nullcontext
@@ -149,14 +150,14 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--category", help="3D: of the shapes, where it is not the one the prior was trained on.")
 @click.option("--surfaces", is_flag=True, help="3D: extract every shape as a mesh and measure chamfer distance, IoU, F-score and normals.")
-@click.option("--resolution", type=click.IntRange(8, 1024), default=128, show_default=True, help="With --surfaces: grid points along a side.")
-@click.option("--best-of", type=click.IntRange(1), default=1, show_default=True, help="With --surfaces: reconstructions of each shape (paper: 2).")
+@click.option("--resolution", type=click.IntRange(8, 1024), help="With --surfaces: grid points along a side (default: 128).")
+@click.option("--best-of", type=click.IntRange(1), help="With --surfaces: reconstructions of each shape, of which the best counts (paper: 2).")
 @click.option("--json", "target", type=path_type, help="Also write the result to this file.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option
 def evaluate(
     prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, category: str | None, surfaces: bool,
-    resolution: int, best_of: int, target: Path | None, threads: int | None, device: str,
+    resolution: int | None, best_of: int | None, target: Path | None, threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time; or its --surfaces."""
     start(threads)
@@ -174,15 +175,24 @@ def evaluate(
     if surfaces:
         from metasdf.surfaces import evaluate_surfaces
 
-        result = evaluate_surfaces(loaded, store, split=split, category=category, limit=limit, resolution=resolution, best_of=best_of, seed=seed,
-                                   steps=steps, device=where)  # fmt: skip
+        if runs > 1:
+            raise UsageError("--runs is for errors of fields, not for --surfaces", fix="--best-of N reconstructs every shape N times")
+        result = evaluate_surfaces(loaded, store, split=split, category=category, limit=limit, resolution=resolution or 128, best_of=best_of or 1,
+                                   seed=seed, steps=steps, device=where)  # fmt: skip
         _say_surfaces(result)
-        if target is not None:
-            write_json(target, result)
-            click.echo(f"written: {target}")
-        return
-    result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, category=category,
-                                 device=where)  # fmt: skip
+    else:
+        if resolution or best_of:
+            raise UsageError("--resolution and --best-of are for --surfaces", fix="add --surfaces, or leave them out")
+        result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, category=category,
+                                     device=where)  # fmt: skip
+        _say_errors(result)
+    if target is not None:
+        write_json(target, result)
+        click.echo(f"written: {target}")
+
+
+def _say_errors(result: dict[str, Any]) -> None:
+    split, runs = result["split"], result["runs"]
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
@@ -198,9 +208,6 @@ def evaluate(
             click.echo(f"{name:4s} {mse:12.4g} {mae:12.4g} {sign:13.3f}" + ("   over runs" if end else ""))
     times = result["fit_ms"]
     click.echo(f"fit: {times['alone']:.1f} ms alone, {times['batched']:.1f} ms per shape in batches of {times['batch']}")
-    if target is not None:
-        write_json(target, result)
-        click.echo(f"written: {target}")
 
 
 def _say_surfaces(result: dict[str, Any]) -> None:
