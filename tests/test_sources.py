@@ -250,6 +250,13 @@ def test_split_files(tmp_path: Path) -> None:
     assert read_split_file(path) == [ShapeKey("ShapeNetV2", *rest) for rest in (("02691156", "b"), ("02691156", "a"), ("04379243", "a"))]
 
 
+def test_what_stands_beside_splits(tmp_path: Path) -> None:
+    """Families of near-copies, say, which are lists of lists."""
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"planes": {"train": ["a"], "test": ["b"], "families": [["a", "c"]], "note": "by family"}}))
+    assert read_split_file(path) == [ShapeKey("planes", "train", "a"), ShapeKey("planes", "test", "b")]
+
+
 NO_SPLITS = ["", "[]", "3", "{", '{"a": []}', '{"a": {"b": "c"}}', '{"a": {"b": {"c": 1}}}', '{"a": {"b": null}}', '{"a": {"b": [1]}}',
              '{"a": {"b": ["x", "x"]}}', '{"a": {"b": [null]}}', "[" * 100_000, "\xff", '{"a": {"b": [["c"]]}}']  # fmt: skip
 

@@ -25,6 +25,7 @@ MAX_JSON_BYTES = 2**26
 _SYNSET = re.compile(r"\d{8}")
 _SHAPENET = (("models", "model_normalized.obj"), ("model.obj",))  # version 2, version 1; the first is preferred
 ZIP_SUFFIXES = (".zip", ".sh3f")  # the second: furniture libraries of Sweet Home 3D
+SPLITS = ("train", "val", "test")
 
 
 class Source(NamedTuple):
@@ -103,7 +104,8 @@ def read_source(source: Source) -> Mesh:
 
 
 def read_split_file(path: str | Path) -> list[ShapeKey]:
-    """DeepSDF's split file, `{dataset: {class: [id, ...]}}`, in its order. Raises UsageError if there is none, InputError if it is no split file."""
+    """DeepSDF's split file, `{dataset: {class: [id, ...]}}`, in its order; where its classes are splits, what else stands beside them is no list of
+    shapes. Raises UsageError if there is none, InputError if it is no split file."""
     path = Path(path)
     if not path.is_file():
         raise UsageError("The split file does not exist", where=path, cause="a wrong path", fix="check the path")
@@ -111,7 +113,8 @@ def read_split_file(path: str | Path) -> list[ShapeKey]:
         raise InputError("The split file is absurdly large", where=path, cause="another kind of file")
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
-        lists = [(dataset, category, shapes) for dataset, categories in tree.items() for category, shapes in categories.items()]
+        lists = [(dataset, category, shapes) for dataset, categories in tree.items() for category, shapes in categories.items()
+                 if category in SPLITS or categories.keys().isdisjoint(SPLITS)]  # fmt: skip
         if not all(isinstance(shapes, list) for _, _, shapes in lists):
             raise ValueError("a class without a list of ids")
         keys = [ShapeKey(dataset, category, shape) for dataset, category, shapes in lists for shape in shapes]

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metasdf.data.sources import read_split_file
+from metasdf.data.sources import SPLITS, read_split_file
 from metasdf.errors import InputError, UsageError
 
-SPLITS = ("train", "val", "test")
 Shares = tuple[float, float, float]
 
 
