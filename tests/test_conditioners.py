@@ -455,6 +455,22 @@ def test_unequal_tasks_do_not_see_each_other(kind: str, patience: int) -> None:
     assert together[:3].isfinite().all() and together[3].isnan().all()
 
 
+def test_a_fit_that_sees_a_part_at_a_time() -> None:
+    """Every point has its turn before one has a second; the solution is that of the whole context, and always the same."""
+    model, _ = linear()
+    z = normal(2, CODE, seed=3)
+    context = generated(model, z)
+    config = AutoDecoderConfig(steps=1500, lr=0.1, decay=0.01, prior_weight=0.0, points=5)
+    ad = AutoDecoder(model, config, n_tasks=0, head=Vector())
+    n, parts = context.x.shape[-2], ad._parts(context)
+    seen = torch.cat([parts(j).x[0] for j in range(n)])  # n steps of 5 points: each one 5 times
+    assert {tuple(row) for row in seen[:n].tolist()} == {tuple(row) for row in context.x[0].tolist()}
+    assert len(seen) == 5 * n and torch.equal(seen[:n].sort(0).values, seen[n : 2 * n].sort(0).values)
+    assert_close(ad.fit(context), z, tol=1e-6)
+    assert torch.equal(ad.fit(context), ad.fit(context))
+    assert ad._parts(alone(context, 0)._replace(x=context.x[0, :5]))(3).x.shape == (5, context.x.shape[-1])
+
+
 def test_early_stop_holds_one_task_and_ends_with_the_last() -> None:
     """The loss of a linear field falls until Adam swings around the minimum: easy tasks stop sooner, and stay."""
     model, _ = linear()

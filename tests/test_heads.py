@@ -106,6 +106,26 @@ def test_tasks_are_independent(norm: str) -> None:
         assert not torch.equal(before[1], after[1])
 
 
+@every_norm
+def test_a_clamped_distance(norm: str) -> None:
+    """DeepSDF's equation 4 written out; both closed forms against autograd and a difference quotient, on either side of the clamp."""
+    head, n = Distance(norm, clamp=0.5), 40
+    out, y = (2 * t for t in pair((3, n, 1)))
+    held = out.clamp(-0.5, 0.5) - y.clamp(-0.5, 0.5)
+    torch.testing.assert_close(head.loss(out, y), (held.abs() if norm == "l1" else held**2).mean((-2, -1)), rtol=1e-14, atol=0)
+    out.requires_grad_()
+    (by_autograd,) = torch.autograd.grad(head.loss(out, y).sum(), out)
+    torch.testing.assert_close(head.output_grad(out, y), by_autograd, rtol=1e-14, atol=1e-15)
+    beyond = out.detach().abs() > 0.5
+    assert beyond.any() and not beyond.all() and not by_autograd[beyond].any()
+    direction, step = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape), 1e-7
+    quotient = (head.output_grad(out + step * direction, y) - head.output_grad(out - step * direction, y)).detach() / (2 * step)
+    ours = head.output_grad_tangent(out.detach(), y, direction)
+    torch.testing.assert_close(torch.zeros_like(quotient) if ours is None else ours, quotient, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="clamp must be positive"):
+        Distance(norm, clamp=0.0)
+
+
 def test_the_output_is_the_distance() -> None:
     out, _ = pair((3, 7, 1))
     assert Distance().channels == 1

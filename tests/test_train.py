@@ -41,7 +41,7 @@ from metasdf.heads import Distance
 from metasdf.memory import model_bytes, task_bytes
 from metasdf.prior import load
 from metasdf.tasks import Draw, Observations, TaskBatch
-from metasdf.train import Limit, Trainer, meta_gradient, meta_loss, schedule
+from metasdf.train import Dropping, Limit, Trainer, meta_gradient, meta_loss, schedule
 
 CPU = torch.device("cpu")
 SIDE, TRAIN_SHAPES, BATCH = 12, 8, 4
@@ -648,23 +648,42 @@ class Codes(Conditioner):
         return (Layer(first.weight, first.bias + z), *others), 0.1 * z.square().sum(-1).mean()
 
 
+@pytest.mark.parametrize("dropping", [None, Dropping(0.3, (0, 7))], ids=["whole", "dropout"])
 @pytest.mark.parametrize("method", ["metasdf", "codes"])
 @pytest.mark.parametrize("at_once", [None, 1, 2, 3, 5, 9])
-def test_a_split_batch_gives_the_same_loss_and_gradient(store: Store, tmp_path: Path, method: str, at_once: int | None) -> None:
+def test_a_split_batch_gives_the_same_loss_and_gradient(
+    store: Store, tmp_path: Path, method: str, at_once: int | None, dropping: Dropping | None
+) -> None:
     """Five tasks, in uneven groups too; and in two parts that know of each other only by `of`."""
     model, batch = double(trainer(tmp_path, store, tiny(batch=5)))
     head = Distance("l1")
     conditioner = model if method == "metasdf" else Codes(model.spec, TRAIN_SHAPES).double()
-    loss = meta_loss(conditioner, head, batch)
+    loss = meta_loss(conditioner, head, batch, dropping=dropping)
     loss.backward()
     whole = {name: p.grad.clone() for name, p in conditioner.named_parameters() if p.grad is not None}
     assert whole.keys() == {name for name, _ in conditioner.named_parameters()}
     for parts in ([(0, 5)], [(0, 3), (3, 5)]):
         conditioner.zero_grad()
-        found = [meta_gradient(conditioner, head, training._part(batch, *part), at_once=at_once, of=5) for part in parts]
+        found = [meta_gradient(conditioner, head, training._part(batch, *part), dropping=dropping, at_once=at_once, of=5) for part in parts]
         assert sum(found).item() == pytest.approx(loss.item(), rel=1e-12) and not any(t.requires_grad for t in found)
         for name, p in conditioner.named_parameters():
             torch.testing.assert_close(p.grad, whole[name], rtol=1e-12, atol=1e-12 * float(whole[name].abs().max()))
+
+
+def test_dropout_in_training(store: Store, tmp_path: Path) -> None:
+    """Other units in every step and for every task, the same ones when it is asked again, and none at all when the prior is judged."""
+    model, batch = double(trainer(tmp_path, store, tiny(batch=2)))
+    twins = TaskBatch(batch.task, *(Observations(*(t[:1].expand_as(t) for t in o)) for o in (batch.context, batch.query)))
+
+    def losses(dropping: Dropping | None) -> list[float]:
+        return [meta_loss(model, Distance("l1"), training._part(twins, k, k + 1), dropping=dropping).item() for k in (0, 1)]
+
+    assert losses(None)[0] == losses(None)[1]
+    one, again, later = (losses(Dropping(0.3, (0, step))) for step in (1, 1, 2))
+    assert one == again and len({*one, *later}) == 4
+    dropped = trainer(tmp_path / "dropped", store, tiny(dropout=0.4, ema=0.0, products="float32"), steps=2)
+    assert dropped._train_step() != trainer(tmp_path / "plain", store, tiny(ema=0.0, products="float32"))._train_step()
+    assert dropped.validate()["val_mse"] == dropped.validate()["val_mse"]
 
 
 def test_only_one_group_is_in_memory(store: Store, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from dataclasses import field as setting
 from functools import partial
 from typing import Any, Literal
 
+from metasdf.conditioning import deepsdf
 from metasdf.conditioning.codes import AutoDecoderConfig
 from metasdf.conditioning.encoders import SetEncoderConfig
 from metasdf.conditioning.hypernetwork import BiasHypernetworkConfig, HypernetworkConfig
 from metasdf.conditioning.inner_loop import InnerLoopConfig
 from metasdf.conditioning.latent import LatentLoopConfig
+from metasdf.conditioning.pointnet import ResnetPointNetConfig
 from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec
 from metasdf.heads import HeadKind, Norm
@@ -44,6 +46,7 @@ class TrainConfig:
     anneal: float = 0.2  # fraction of the training over which `anneal` raises the second-order part from 0 to 1
     multistep: float = 0.0  # fraction of the training over which the loss after every inner step counts, ever less, beside the last one's
     near: float = 0.0  # share of the query drawn near the surface, see tasks.NEAR
+    dropout: float = 0.0  # probability with which a hidden unit is switched off at a point of the query
     epochs: int = 50  # used where no wall-clock budget is given
     split: int | None = None  # tasks in memory at a time, the same numbers to rounding; None: chosen from free memory
     seed: int = 0
@@ -65,6 +68,7 @@ class TrainConfig:
             ("anneal", 0 <= self.anneal <= 1, "between 0 and 1"),
             ("multistep", 0 <= self.multistep <= 1, "between 0 and 1"),
             ("near", 0 <= self.near <= 1, "between 0 and 1"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("split", self.split is None or self.split >= 1, "none, or at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
@@ -80,7 +84,9 @@ class MethodConfig:
     kind: Literal["metasdf", "encoder", "codes", "latent"] = "metasdf"  # encoder: conditional neural process; codes: auto-decoder
     decoder: Literal["bias", "full"] = "bias"  # of a code: concatenation, or a hypernetwork for all parameters
     code_dim: int = 256  # not published for 2D; "256 hidden units" in all models
+    encoder_kind: Literal["mean", "pointnet"] = "mean"  # how a context becomes a code: SetEncoder, or ResnetPointNet
     encoder: SetEncoderConfig = setting(default_factory=SetEncoderConfig)
+    pointnet: ResnetPointNetConfig = setting(default_factory=ResnetPointNetConfig)
     bias: BiasHypernetworkConfig = setting(default_factory=BiasHypernetworkConfig)
     full: HypernetworkConfig = setting(default_factory=HypernetworkConfig)
     codes: AutoDecoderConfig = setting(default_factory=AutoDecoderConfig)
@@ -108,12 +114,15 @@ class Experiment:
     head: HeadKind = "distance"  # distance_sign: two outputs and the composite loss, without norms
     inner_norm: Norm = "squared"
     outer_norm: Norm = "squared"
+    clamp: float | None = None  # of predictions and distances in both losses, of the head `distance`; see heads.Distance
     train: TrainConfig = setting(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         for name in ("n_context", "n_query", "n_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Experiment.{name} must be at least 1, got {getattr(self, name)}")
+        if self.clamp is not None and not self.clamp > 0:
+            raise ValueError(f"Experiment.clamp must be none, or above 0, got {self.clamp}")
 
 
 def mnist_dense() -> Experiment:
@@ -168,6 +177,35 @@ def solid_levelset(category: str) -> Experiment:
 def solid_partial(category: str) -> Experiment:
     """Not of the paper: what one depth camera sees of the surface is the context."""
     return replace(solid_levelset(category), name=f"{category}-partial", context="partial", n_context=2048, n_test=2048)
+
+
+def solid_deepsdf(category: str) -> Experiment:
+    """The dense baseline, DeepSDF (3.2.2): see `conditioning.deepsdf`. l1, 2,000 epochs with the learning rate halved every 500, batch 64 (3.2.3).
+
+    From DeepSDF's official code: 16,384 points of each shape a step, distances clamped at 0.1, codes learn at 1e-3; 8,000 points, others each time,
+    in each step of the fit. In training it sees the query alone.
+    """
+    e = solid_dense(category)
+    return replace(
+        e, name=f"{category}-deepsdf", field=deepsdf.FIELD, n_context=1, n_query=16_384, head="distance", clamp=0.1,
+        method=MethodConfig(kind="codes", decoder="bias", code_dim=deepsdf.CODE_DIM, bias=deepsdf.DECODER, codes=deepsdf.CODES),
+        train=replace(e.train, epochs=2000, halve_at=(0.25, 0.5, 0.75), clip_value=None, lr_codes=1e-3, dropout=deepsdf.DROPOUT),
+    )  # fmt: skip
+
+
+def solid_pointnet(category: str) -> Experiment:
+    """The level-set baseline, a ResNet PointNet encoder before a field of 5 hidden layers of 512 units (3.2.2), trained as the others (3.2.3).
+
+    Where the code enters is not published: at the input and the third layer, as in 2D.
+    """
+    e = solid_levelset(category)
+    return replace(
+        e, name=f"{category}-pointnet", method=MethodConfig(kind="encoder", encoder_kind="pointnet", decoder="bias", code_dim=256),
+        train=replace(e.train, clip_value=None),
+    )  # fmt: skip
+
+
+SOLIDS = {"dense": solid_dense, "levelset": solid_levelset, "partial": solid_partial, "deepsdf": solid_deepsdf, "pointnet": solid_pointnet}
 
 
 METHODS = {
@@ -225,12 +263,30 @@ def _cpu_metasdf(e: Experiment) -> Experiment:
 
 def _cpu_solid(e: Experiment) -> Experiment:
     """3D: five layers of 128 sines in place of up to nine of 512 ReLUs, and an eighth or less of the points."""
-    return replace(
+    small = replace(
         e, preset="cpu", n_context=1024, n_query=1024, n_test=4096 if e.context == "dense" else 2048,
-        field=replace(e.field, width=128, hidden_layers=3, activation="sine", w0=15.0, init="standard"),
+        field=FieldSpec(in_dim=3, out_dim=e.field.out_dim, width=128, hidden_layers=3, activation="sine", w0=15.0),
         inner=replace(e.inner, init_rate=1e-2, constraint="clip"),
         train=replace(e.train, batch=8, lr=3e-4, schedule="cosine", halve_at=(), warmup=20, clip=1.0, clip_value=None, ema=0.998),
     )  # fmt: skip
+    if e.method.kind == "codes":
+        return _small_deepsdf(small)
+    return _small_pointnet(small) if e.method.kind == "encoder" else small
+
+
+def _small_deepsdf(e: Experiment) -> Experiment:
+    """Five layers of 256 units; more points a step, which cost little without inner steps; no dropout, which small networks do not need."""
+    code_dim = 64
+    return replace(
+        e, n_context=1, n_query=2048,
+        field=FieldSpec(in_dim=3, width=256, hidden_layers=3, skip=(2,), narrow=code_dim + 3),
+        method=replace(e.method, code_dim=code_dim, bias=replace(e.method.bias, layers=(0, 2)), codes=replace(e.method.codes, points=1024)),
+        train=replace(e.train, lr=1e-3, lr_codes=1e-2, dropout=0.0),
+    )  # fmt: skip
+
+
+def _small_pointnet(e: Experiment) -> Experiment:
+    return replace(e, method=replace(e.method, code_dim=128, pointnet=replace(e.method.pointnet, width=128)))
 
 
 def _cpu_codes(e: Experiment) -> Experiment:
@@ -251,7 +307,7 @@ def _by(method: str, context: Callable[[], Experiment]) -> Experiment:
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     **_published(mnist_dense), **_published(mnist_levelset),
-    **{f"{c}-{rule.__name__.removeprefix('solid_')}": partial(rule, c) for c in CATEGORIES for rule in (solid_dense, solid_levelset, solid_partial)},
+    **{f"{category}-{name}": partial(solid, category) for category in CATEGORIES for name, solid in SOLIDS.items()},
 }  # fmt: skip
 PRESETS = {"paper": lambda experiment: experiment, "cpu": cpu_preset}
 

@@ -37,28 +37,41 @@ HeadKind = Literal["distance", "distance_sign"]
 
 
 class Distance(Head):
-    """One output, the signed distance itself; `norm` 'l1' is mean |e|, 'squared' is mean e^2."""
+    """One output, the signed distance itself; `norm` 'l1' is mean |e|, 'squared' is mean e^2.
+
+    clamp: e is the difference of prediction and distance, each held within +-clamp (Park et al. 2019, eq. 4), so that far from the surface only the
+    sign counts; None: not at all. In an inner loop it makes training unstable (main paper).
+    """
 
     channels = 1
 
-    def __init__(self, norm: Norm = "squared") -> None:
+    def __init__(self, norm: Norm = "squared", *, clamp: float | None = None) -> None:
         super().__init__()
         if norm not in ("l1", "squared"):
             raise ValueError(f"Distance norm must be 'l1' or 'squared', got {norm!r}")
-        self.norm = norm
+        if clamp is not None and not clamp > 0:
+            raise ValueError(f"Distance clamp must be positive, or None, got {clamp}")
+        self.norm, self.clamp = norm, clamp
+
+    def _error(self, out: Tensor, y: Tensor) -> Tensor:
+        return out - y if self.clamp is None else out.clamp(-self.clamp, self.clamp) - y.clamp(-self.clamp, self.clamp)
+
+    def _within(self, slope: Tensor, out: Tensor) -> Tensor:
+        """The slope, where the clamp lets it through."""
+        return slope if self.clamp is None else slope * (out.abs() <= self.clamp)
 
     def loss(self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"]) -> Float[Tensor, "*B"]:
-        e = out - y
+        e = self._error(out, y)
         return (e.abs() if self.norm == "l1" else e.square()).mean((-2, -1))
 
     def output_grad(self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"]) -> Float[Tensor, "*B N c"]:
-        e = out - y
-        return (torch.sign(e) if self.norm == "l1" else 2.0 * e) / out.shape[-2]
+        e = self._error(out, y)
+        return self._within((torch.sign(e) if self.norm == "l1" else 2.0 * e) / out.shape[-2], out)
 
     def output_grad_tangent(
         self, out: Float[Tensor, "*B N c"], y: Float[Tensor, "*B N 1"], tangent: Float[Tensor, "*B N c"]
     ) -> Float[Tensor, "*B N c"] | None:
-        return None if self.norm == "l1" else tangent * (2.0 / out.shape[-2])
+        return None if self.norm == "l1" else self._within(tangent * (2.0 / out.shape[-2]), out)
 
     def to_sdf(self, out: Float[Tensor, "*B N c"]) -> Float[Tensor, "*B N 1"]:
         return out
@@ -106,6 +119,6 @@ def _outside(y: Tensor) -> Tensor:
     return torch.heaviside(y, y.new_tensor(0.5))
 
 
-def make_head(kind: HeadKind, norm: Norm) -> Head:
-    """norm: of the distance, where the kind leaves it open."""
-    return Distance(norm) if kind == "distance" else DistanceAndSign()
+def make_head(kind: HeadKind, norm: Norm, *, clamp: float | None = None) -> Head:
+    """norm, clamp: of the distance, where the kind leaves them open."""
+    return Distance(norm, clamp=clamp) if kind == "distance" else DistanceAndSign()

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from metasdf.checkpoint import load_state, save_state
-from metasdf.conditioning.base import Conditioner, Decoder, EncodeDecode
+from metasdf.conditioning.base import Conditioner, Decoder, EncodeDecode, Encoder
 from metasdf.conditioning.codes import AutoDecoder
 from metasdf.conditioning.encoders import SetEncoder
 from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork
 from metasdf.conditioning.latent import LatentLoop
 from metasdf.conditioning.metasdf import MetaSDF
+from metasdf.conditioning.pointnet import ResnetPointNet
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
@@ -39,7 +40,7 @@ MAX_CONTEXT = 50_000  # more observations than this are subsampled: nothing is g
 
 def build_conditioner(experiment: Experiment, *, n_tasks: int = 0, generator: torch.Generator | None = None) -> Conditioner:
     """The conditioner of an experiment, fresh. n_tasks: codes for so many training shapes, where the method has codes."""
-    m, spec, head = experiment.method, experiment.field, make_head(experiment.head, experiment.inner_norm)
+    m, spec, head = experiment.method, experiment.field, make_head(experiment.head, experiment.inner_norm, clamp=experiment.clamp)
     if m.kind == "metasdf":
         return MetaSDF(spec, experiment.inner, head=head, generator=generator)
     decoder: Decoder
@@ -48,7 +49,12 @@ def build_conditioner(experiment: Experiment, *, n_tasks: int = 0, generator: to
     else:
         decoder = Hypernetwork(spec, m.full, code_dim=m.code_dim, generator=generator)
     if m.kind == "encoder":
-        return EncodeDecode(SetEncoder(spec.in_dim, m.encoder, code_dim=m.code_dim, generator=generator), decoder)
+        encoder: Encoder
+        if m.encoder_kind == "mean":
+            encoder = SetEncoder(spec.in_dim, m.encoder, code_dim=m.code_dim, generator=generator)
+        else:
+            encoder = ResnetPointNet(spec.in_dim, m.pointnet, code_dim=m.code_dim, generator=generator)
+        return EncodeDecode(encoder, decoder)
     if m.kind == "codes":
         return AutoDecoder(decoder, m.codes, n_tasks=n_tasks, head=head, generator=generator)
     return LatentLoop(decoder, m.latent, head=head)
@@ -72,7 +78,7 @@ class Prior(nn.Module):
         super().__init__()
         self.experiment = experiment
         self.conditioner = conditioner
-        self.head: Head = make_head(experiment.head, experiment.outer_norm)
+        self.head: Head = make_head(experiment.head, experiment.outer_norm, clamp=experiment.clamp)
         self.extent = extent
         self.card = card or {}
 

@@ -30,7 +30,7 @@ from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
 from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
-from metasdf.fields import Params, field
+from metasdf.fields import Dropout, Params, field
 from metasdf.heads import Head, make_head
 from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
 from metasdf.optim import GroupedAdam
@@ -43,18 +43,32 @@ MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_ASPECT = 4  # nor are those that give so many times more outputs: a hypernetwork's last layer
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
 MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint")  # of a run's configuration: how long, and how it goes through memory
-SUBSET = 2  # what a random stream is for, beside the loader's: the shapes of a smaller training set
+SUBSET, UNITS = 2, 3  # what a random stream is for, beside the loader's: the shapes of a smaller training set; units that are switched off
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0) -> Tensor:
+class Dropping(NamedTuple):
+    """Dropout of a step: each task's draw depends on the stream and its index alone, whatever its company."""
+
+    p: float
+    stream: tuple[int, ...]
+
+    def __call__(self, task: Tensor) -> Dropout:
+        seeds = (np.random.SeedSequence((*self.stream, index)).generate_state(1)[0] for index in task.tolist())
+        return Dropout(self.p, [int(seed) for seed in seeds])
+
+
+def meta_loss(
+    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0, dropping: Dropping | None = None
+) -> Tensor:
     """The one objective of all methods: mean over tasks of the head's loss on the query, plus the method's own prior loss.
 
     early: this share of it is the mean over the fields after each inner step, where a method has such steps (MAML++, Antoniou et al. 2019).
     """
+    dropout = dropping(batch.task) if dropping else None
 
     def loss(params: Params) -> Tensor:
-        return head.loss(field(params, batch.query.x, model.spec, products=products), batch.query.y).mean()
+        return head.loss(field(params, batch.query.x, model.spec, products=products, dropout=dropout), batch.query.y).mean()
 
     if early and model.inner_steps:
         losses = [loss(params) for params in model.trajectory(batch.context)[1:]]
@@ -64,8 +78,8 @@ def meta_loss(model: Conditioner, head: Head, batch: TaskBatch, *, products: tor
 
 
 def meta_gradient(
-    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0, at_once: int | None = None,
-    of: int | None = None,
+    model: Conditioner, head: Head, batch: TaskBatch, *, products: torch.dtype | None = None, early: float = 0.0, dropping: Dropping | None = None,
+    at_once: int | None = None, of: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Adds the gradient of `meta_loss` over the batch to `.grad`, and returns the loss, (). Only the graph of `at_once` tasks is ever held.
 
@@ -76,7 +90,7 @@ def meta_gradient(
     total = batch.query.y.new_zeros(())
     for start in range(0, n, at_once or n):
         group = _part(batch, start, start + (at_once or n))
-        loss = meta_loss(model, head, group, products=products, early=early) * (len(group.task) / (of or n))
+        loss = meta_loss(model, head, group, products=products, early=early, dropping=dropping) * (len(group.task) / (of or n))
         loss.backward()
         total += loss.detach()
     return total
@@ -163,7 +177,7 @@ class Trainer:
         if self.init is not None:
             load_into(self.model, self.init, e)
         self.model.to(self.device)
-        self.head = make_head(e.head, e.outer_norm).to(self.device)
+        self.head = make_head(e.head, e.outer_norm, clamp=e.clamp).to(self.device)
         self.products = self._products()
         self.model.products = self.products
         self.model.pruning = True
@@ -254,8 +268,9 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         early = max(0.0, 1.0 - progress / t.multistep) if t.multistep else 0.0
         loss = meta_gradient(
-            self.model, self.head, batch, products=self.products, early=early, at_once=self.at_once, of=self.loader.batch_size
-        )
+            self.model, self.head, batch, products=self.products, early=early, at_once=self.at_once, of=self.loader.batch_size,
+            dropping=Dropping(t.dropout, (t.seed, UNITS, self.step)) if t.dropout else None,
+        )  # fmt: skip
         if self.group.size > 1:
             self._sum_gradients(loss)
         if t.clip_value is not None:
@@ -487,7 +502,8 @@ class Trainer:
         free = -lack
         one = _part(self.loader.batch(0).to(self.device), 0, 1)
         early = 0.5 if e.train.multistep else 0.0
-        needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products, early=early),
+        dropping = Dropping(e.train.dropout, (0,)) if e.train.dropout else None
+        needs = task_bytes(model, lambda: meta_loss(model, self.head, one, products=self.products, early=early, dropping=dropping),
                            first_order=e.train.order == "first")  # fmt: skip
         if isinstance(model, MetaSDF) and (model.config.checkpoint or not self.may_checkpoint):
             needs = {model.config.checkpoint: needs[model.config.checkpoint]}

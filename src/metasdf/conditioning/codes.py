@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ class AutoDecoderConfig:
     decay: float = 0.1  # factor on lr after half of the steps
     patience: int = 0  # a task stops after so many steps in a row without improvement; 0: never
     tolerance: float = 1e-3  # what counts as one, relative to the task's best loss
+    points: int | None = None  # of the context that each step of a fit sees, other ones each time until all had their turn; None: all
 
     def __post_init__(self) -> None:
         for name, fine, rule in (
@@ -40,6 +41,7 @@ class AutoDecoderConfig:
             ("decay", 0 < self.decay <= 1, "above 0 and at most 1"),
             ("patience", self.patience >= 0, "at least 0"),
             ("tolerance", 0 <= self.tolerance < 1, "at least 0 and below 1"),
+            ("points", self.points is None or self.points >= 1, "none, or at least 1"),
         ):
             if not fine:
                 raise ValueError(f"AutoDecoderConfig.{name} must be {rule}, got {getattr(self, name)}")
@@ -102,13 +104,14 @@ class AutoDecoder(Conditioner):
         steps = self.config.steps if steps is None else steps
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
+        part = self._parts(context)
         z = context.x.new_zeros(*context.x.shape[:-2], self.decoder.code_dim)
         mean, square = torch.zeros_like(z), torch.zeros_like(z)
         best = z.new_full(z.shape[:-1], math.inf)
         waited, running = torch.zeros_like(best), torch.ones_like(best, dtype=torch.bool)
         yield z
         for j in range(steps):
-            loss, g = self._loss_and_gradient(z, context)
+            loss, g = self._loss_and_gradient(z, part(j))
             if self.config.patience:
                 better = loss < (1.0 - self.config.tolerance) * best
                 best, waited = torch.where(better, loss, best), torch.where(better, 0.0, waited + 1.0)
@@ -120,6 +123,19 @@ class AutoDecoder(Conditioner):
             lr = self.config.lr * (self.config.decay if 2 * j >= steps else 1.0) / (1.0 - BETAS[0] ** (j + 1))
             z = torch.where(running.unsqueeze(-1), z - lr * mean / scale, z)
             yield z
+
+    def _parts(self, context: Observations) -> Callable[[int], Observations]:
+        """What each step sees: `config.points` of the context, always drawn in the same order."""
+        n, m = context.x.shape[-2], self.config.points
+        if m is None or m >= n:
+            return lambda j: context
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(context.x.device)
+
+        def part(j: int) -> Observations:
+            rows = order[torch.arange(j * m, (j + 1) * m, device=order.device) % n]
+            return Observations(context.x[..., rows, :], context.y[..., rows, :])
+
+        return part
 
     def _loss_and_gradient(self, z: Tensor, context: Observations) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B n"]]:
         with torch.enable_grad():

@@ -18,5 +18,6 @@ FIELD = FieldSpec(in_dim=3, width=512, hidden_layers=7, skip=(4,), narrow=CODE_D
 DECODER = BiasHypernetworkConfig(layers=(0, 4), weight_norm=True)
 DROPOUT = 0.2  # of every hidden layer, in training
 
-# Training: N(0, 1 / 256), penalty 1e-4. A new code: 800 steps of Adam at 5e-3, a tenth of that after half of them (its reconstruct.py).
-CODES = AutoDecoderConfig(init_norm=1.0, prior_weight=1e-4, steps=800, lr=5e-3, decay=0.1)
+# Training: N(0, 1 / 256), penalty 1e-4. A new code: 800 steps of Adam at 5e-3, a tenth of that after half of them, on 8,000 points each (its
+# reconstruct.py).
+CODES = AutoDecoderConfig(init_norm=1.0, prior_weight=1e-4, steps=800, lr=5e-3, decay=0.1, points=8000)
