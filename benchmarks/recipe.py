@@ -87,6 +87,8 @@ def main(
         )  # fmt: skip
         start = time.process_time()
         row = trainer.fit()
+        if trainer.stop_signal is not None:
+            raise SystemExit("stopped before the end; nothing is written")
         seconds = time.process_time() - start
     tenth = max(1, len(watch.losses) // 10)
     parts = [watch.losses[i : i + tenth] for i in range(0, len(watch.losses), tenth)][:10]

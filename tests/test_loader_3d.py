@@ -18,6 +18,7 @@ from metasdf.evaluate import evaluate, grid_errors
 from metasdf.experiments import Experiment, experiment
 from metasdf.heads import Distance
 from metasdf.prior import build_conditioner, load, load_sdf
+from metasdf.surfaces import evaluate_surfaces
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,13 @@ def test_shapes_with_different_numbers_of_samples_are_judged_together(tmp_path: 
     model = build_conditioner(solid("levelset"))
     errors = grid_errors(model, Distance(), both, indices=np.array([0, 1]), rule="levelset", n_context=20, seed=0, device=torch.device("cpu"))
     assert errors.n == 2 and np.isfinite(errors.mse[-1])
+
+
+def test_a_prior_of_another_dimension_is_refused(store: Store) -> None:
+    with pytest.raises(UsageError, match="mnist-dense is for 2D shapes, the data set holds 3D ones"):
+        evaluate(load("mnist-dense"), store, progress=False)
+    with pytest.raises(UsageError, match="mnist-dense is for 2D shapes"):
+        evaluate_surfaces(load("mnist-dense"), store, progress=False)
 
 
 def test_rows_of_a_category(store: Store) -> None:

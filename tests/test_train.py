@@ -1011,7 +1011,7 @@ def test_a_prior_of_another_form_is_refused(finished: Path, store: Store, tmp_pa
 
 @pytest.mark.parametrize(
     ("e", "says"),
-    [(tiny(field={"in_dim": 3}), "the field takes 3 coordinates, the shapes have 2"), (tiny(field={"out_dim": 2}), "2 outputs"),
+    [(tiny(field={"in_dim": 3}), "is for 3D shapes, the data set holds 2D ones"), (tiny(field={"out_dim": 2}), "2 outputs"),
      (tiny(field={"activation": "sine", "init": "standard"}), "a sine field cannot be trained with bfloat16 products"),
      (replace(tiny(), n_query=1000), "1000 query points asked of a shape with 144 samples")],
     ids=["in_dim", "out_dim", "sine", "points"],

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from metasdf.conditioning.base import Conditioner
-from metasdf.data.loader import Loader, rows_of
+from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.store import Store
 from metasdf.fields import field
 from metasdf.heads import Head
@@ -87,10 +87,11 @@ def evaluate(
 
     metrics are means over runs, with `_std` over runs where there are several (the paper evaluates three times, supplement 2.2.7);
     `after_step` holds those of the first STEPWISE shapes in the first run, from the initialisation (0) to the last inner step: all steps of all
-    shapes would take twice the time. Raises UsageError for an empty split.
+    shapes would take twice the time. Raises UsageError for an empty split, or shapes of another dimension.
     """
     device = device or torch.device("cpu")
     e = prior.experiment
+    check_dim(store, prior.dim, whose=prior.name)
     indices = spread(rows_of(store, split, category or e.category), limit)
     model = prior.to(device).conditioner
     stepwise = indices[: STEPWISE if model.inner_steps else 0]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metasdf.data.loader import Loader, rows_of
+from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.shape import read_shape
 from metasdf.data.store import MESHES, Store
 from metasdf.errors import EmptySurfaceError, InputError, UsageError
@@ -40,6 +40,7 @@ def evaluate_surfaces(
     """
     if store.kind != MESHES:
         raise UsageError(f"surfaces are measured of 3D shapes, this data set holds {store.kind}", where=store.path, fix="leave --surfaces out")
+    check_dim(store, prior.dim, whose=prior.name)
     device = device or torch.device("cpu")
     e, category = prior.experiment, category or prior.experiment.category
     prior.to(device)

@@ -24,7 +24,7 @@ from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.codes import CODES
 from metasdf.conditioning.metasdf import MetaSDF
-from metasdf.data.loader import Loader, rows_of
+from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.store import Store
 from metasdf.devices import bfloat16_pays
 from metasdf.distributed import Group
@@ -167,11 +167,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         e = self.experiment
+        check_dim(self.store, e.field.in_dim, whose=e.name)
         self.loader = Loader(
             self.store, indices=training_shapes(self.store, e), rule=e.context, n_context=e.n_context, n_query=e.n_query,
             batch=e.train.batch, seed=e.train.seed, near=e.train.near, rank=self.group.rank, ranks=self.group.size,
         )
-        _check_fits(e, self.loader)
+        _check_fits(e)
         n_tasks = int(self.loader.indices.max()) + 1
         self.model = build_conditioner(e, n_tasks=n_tasks, generator=torch.Generator().manual_seed(e.train.seed))
         if self.init is not None:
@@ -615,11 +616,8 @@ def _parameter_groups(
     ]  # fmt: skip
 
 
-def _check_fits(e: Experiment, loader: Loader) -> None:
+def _check_fits(e: Experiment) -> None:
     """What shows only when settings meet. Raises UsageError."""
-    if e.field.in_dim != loader.shapes.dim:
-        raise UsageError(f"the field takes {e.field.in_dim} coordinates, the shapes have {loader.shapes.dim}", where=loader.path,
-                         fix=f"--set field.in_dim={loader.shapes.dim}")  # fmt: skip
     channels = make_head(e.head, e.outer_norm).channels
     if e.field.out_dim != channels:
         raise UsageError(f"the field has {e.field.out_dim} outputs, the head {e.head} reads {channels}", fix=f"--set field.out_dim={channels}")

@@ -118,6 +118,13 @@ def shapes_of(store: Store) -> Shapes:
     return MeshShapes(store) if store.kind == MESHES else ImageShapes(store)
 
 
+def check_dim(store: Store, dim: int, *, whose: str) -> None:
+    """Raises UsageError where the shapes have another number of dimensions."""
+    if (found := shapes_of(store).dim) != dim:
+        raise UsageError(f"{whose} is for {dim}D shapes, the data set holds {found}D ones", where=store.path, cause="another data set than meant",
+                         fix=f"give a --data of {dim}D shapes, or what is for {found}D, such as {'mnist' if found == 2 else 'tables'}-dense")
+
+
 def rows_of(store: Store, split: str, category: str | None) -> NDArray[np.int64]:
     """Rows of a split, of one category if that is given. Raises UsageError where there is none."""
     rows = store.split(split)
