@@ -253,7 +253,7 @@ ERRORS: dict[str, tuple[int, list[str], str]] = {
     "unknown field": (2, ["train", "mnist-dense", "--set", "train.speed=1"], "TrainConfig has no field 'speed'"),
     "bad value": (2, ["train", "mnist-dense", "--set", "train.lr=fast"], "cannot set train.lr to 'fast'"),
     "no batch": (2, ["train", "mnist-dense", *ON, "--set", "train.batch=0"], "cannot set train.batch to '0'"),
-    "another dimension": (2, ["train", "mnist-dense", *ON, *TINY, "--set", "field.in_dim=3"], "mnist-dense is for 3D shapes, the data set holds 2D ones"),
+    "another dimension": (2, ["train", "mnist-dense", *ON, *TINY, "--set", "field.in_dim=3"], "is for 3D shapes, the data set holds 2D"),
     "too many points": (2, ["train", "mnist-dense", *ON], "512 context + 512 query points asked of a shape with 576 samples"),
     "other files": (2, ["train", "mnist-dense", "--data", D, "--run", "{tmp}", *TINY], "the run folder holds other files"),
     "a file for a run": (2, ["train", "mnist-dense", "--data", D, "--run", "{file}", *TINY], "--run names a file"),
