@@ -91,7 +91,7 @@ def test_fit(tmp_path: Path) -> None:
     assert result["data"]["distinct_shapes"] == result["settings"]["shapes"]
     for name in ("mnist-dense", "mnist-levelset"):
         files, contexts = result["files"][name], result["contexts"][name]
-        assert (len(files), len(contexts)) == (3, 6)
+        assert {"straightforward", "ours", "ours, a quarter of the points"} <= files.keys() and len(contexts) == 2 * len(files)
         for row in files.values():
             positive(row, "ms", "ms_min", "context_ms", "adapt_ms", "speedup", "mse", "mae")
         for row in contexts.values():
