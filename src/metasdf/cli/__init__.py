@@ -307,10 +307,11 @@ def models(name: str | None) -> None:
         prior = load(name)
         click.echo(json.dumps({"name": prior.name, "experiment": to_dict(prior.experiment), "card": prior.card}, indent=2))
         return
-    for each in shipped():
+    names = shipped()
+    for each in names:
         prior = load(each)
         found = prior.card.get("metrics", {})
-        click.echo(f"{each:16s} {prior.dim}D, {prior.experiment.context} context, "
+        click.echo(f"{each:{max(map(len, names))}s}  {prior.dim}D, {prior.experiment.context} context, "
                    f"{sum(p.numel() for p in prior.parameters()):,} numbers, test MSE {found.get('mse', float('nan')):.3g}")  # fmt: skip
 
 
