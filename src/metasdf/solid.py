@@ -60,24 +60,35 @@ class Summary:
     format: str = FORMAT
 
 
+class Fit(NamedTuple):
+    """A scan, what of its surface is known (K, 3) in its own units and axes, and the field fitted to `context` observations after it was turned
+    by `heading` degrees. ms: what the fit took."""
+
+    scan: Scan
+    surface: Floats
+    sdf: SDF
+    context: int
+    heading: float
+    ms: float
+
+
 class Reconstruction(NamedTuple):
     sdf: SDF
     mesh: Mesh
     summary: Summary
 
 
-def reconstruct_scan(
-    path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, up: Up = "y",
-    turns: int = 1, columns: str | None = None, outliers: Outliers = "keep",
-) -> Reconstruction:  # fmt: skip
-    """Read a scan (see `geometry.scan.read_scan`), fit the prior to it, and write its surface to `target` and what was done to a .json beside it.
+def fit_scan(
+    path: str | Path, prior: Prior, *, steps: int | None = None, seed: int = 0, up: Up = "y", turns: int = 1, columns: str | None = None,
+    outliers: Outliers = "keep",
+) -> Fit:  # fmt: skip
+    """Read a scan (see `geometry.scan.read_scan`) and fit the prior to it.
 
     A level-set or partial prior learns from points of the surface, a dense one from signed distances: samples, or those to a mesh.
     up: the axis of the scan that points up. turns: headings about it that are tried, 360 / turns degrees apart; the one whose field agrees best
-    with the observations is kept. Raises InputError, EmptySurfaceError, UsageError; nothing is written then.
+    with the observations is kept. Raises InputError, UsageError.
     """
-    path, target = Path(path), Path(target)
-    _check_target(target, path)
+    path = Path(path)
     with naming(path):
         scan = read_scan(path, columns=columns, outliers=outliers)
         rng = np.random.default_rng(seed)
@@ -88,21 +99,37 @@ def reconstruct_scan(
         x, s = observations(scan, surface, prior, poses[0], rng=rng)
         sdfs = prior.fit([_seen(pose, x, s) for pose in poses], steps=steps)
         best = int(np.argmin([_misfit(sdf, _seen(pose, x, s)) for sdf, pose in zip(sdfs, poses, strict=True)]))
-        sdf, fitted = sdfs[best], time.perf_counter()
+    return Fit(scan, surface, sdfs[best], len(x), best * 360.0 / turns, (time.perf_counter() - started) * 1e3)
+
+
+def reconstruct_scan(
+    path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, up: Up = "y",
+    turns: int = 1, columns: str | None = None, outliers: Outliers = "keep",
+) -> Reconstruction:  # fmt: skip
+    """Fit the prior to a scan (see `fit_scan`), and write its surface to `target` and what was done to a .json beside it.
+
+    Raises InputError, EmptySurfaceError, UsageError; nothing is written then.
+    """
+    path, target = Path(path), Path(target)
+    _check_target(target, path)
+    scan, surface, sdf, context, heading, fit_ms = fit_scan(
+        path, prior, steps=steps, seed=seed, up=up, turns=turns, columns=columns, outliers=outliers
+    )
+    started = time.perf_counter()
+    with naming(path):
         extraction = sdf.extract(resolution=resolution)
-        done = time.perf_counter()
-    mesh = extraction.mesh
+    mesh, mesh_ms = extraction.mesh, (time.perf_counter() - started) * 1e3
     notes = (*scan.notes, *extraction.notes)
     if extraction.clipped:
         notes += ("the surface leaves the cube the prior knows, and the mesh is open there",)
     if target.suffix.lower() in SINGLE:
         notes += tuple(f"the mesh: {text}" for text in remarks(mesh.vertices.astype(np.float32).astype(np.float64)))
     summary = Summary(
-        input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x), context=len(x),
-        steps=len(sdf.path) - 1, seed=seed, resolution=resolution, up=up, heading=best * 360.0 / turns, centre=sdf.frame.centre,
+        input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x), context=context,
+        steps=len(sdf.path) - 1, seed=seed, resolution=resolution, up=up, heading=heading, centre=sdf.frame.centre,
         scale=sdf.frame.scale, residual=residual(surface if scan.mesh else scan.x, mesh, scan.s), watertight=extraction.watertight,
         clipped=extraction.clipped, components=int(components(mesh).max()) + 1, vertices=len(mesh.vertices), faces=len(mesh.faces),
-        fit_ms=round((fitted - started) * 1e3, 3), mesh_ms=round((done - fitted) * 1e3, 3), field_evaluations=extraction.evaluations, notes=notes,
+        fit_ms=round(fit_ms, 3), mesh_ms=round(mesh_ms, 3), field_evaluations=extraction.evaluations, notes=notes,
     )  # fmt: skip
     write_mesh(target, mesh)
     write_whole(target.with_suffix(".json"), (json.dumps(asdict(summary), indent=1) + "\n").encode())

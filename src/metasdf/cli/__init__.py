@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metasdf.cli.data import datasets, prepare
-from metasdf.cli.options import device_option, parse_budget, path_type, start
+from metasdf.cli.options import device_option, parse_budget, path_type, scan_options, start
 from metasdf.cli.reproduce import reproduce
 from metasdf.errors import MetaSDFError, UsageError
 
@@ -241,11 +241,7 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
 @click.option("--y-up", is_flag=True, help="2D: the y axis of points and samples points up (images and SVG: down).")
-@click.option("--up", type=click.Choice(["x", "y", "z", "-x", "-y", "-z"]), default="y", show_default=True, help="3D: the scan's axis that goes up.")
-@click.option("--align", "turns", type=click.IntRange(1, 360), default=1, metavar="N",
-              help="3D: try N headings about the up axis, 360/N degrees apart, and keep the one that fits best.")  # fmt: skip
-@click.option("--columns", metavar="NAMES", help='3D: what the columns of a text or .npy file are, as in "x,y,z,_,s".')
-@click.option("--outliers", type=click.Choice(["keep", "drop"]), default="keep", show_default=True, help="3D: points far from all others.")
+@scan_options
 @device_option
 def reconstruct(
     inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, up: Any, turns: int,
@@ -284,6 +280,37 @@ def reconstruct(
         raise UsageError(f"--up, --align, --columns and --outliers are for 3D priors, {loaded.name} is 2D", fix="leave them out")
     if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, foreground=foreground, say=click.echo):
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("scan", type=path_type)
+@click.option("-m", "--prior", required=True, shell_complete=_prior_names, help="Prior of 3D shapes: a shipped name, a file or a run folder.")
+@click.option("--resolution", type=click.IntRange(8, 1024), default=64, show_default=True, help="Grid points along a side of each mesh.")
+@click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
+@scan_options
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Of this machine; the next free one where it is taken.")
+@device_option
+def view(
+    scan: Path, prior: str, resolution: int, steps: int | None, seed: int, up: Any, turns: int, columns: str | None, outliers: Any, port: int,
+    device: str,
+) -> None:  # fmt: skip
+    """Show a scan and its reconstruction after each inner step in the browser, until Ctrl-C (extra: metasdf[view]).
+
+    \b
+    metasdf view scan.ply -m tables-levelset --up z --align 4
+    """
+    start()
+    from metasdf.devices import pick_device
+    from metasdf.prior import load
+    from metasdf.viewer import view as show
+
+    loaded = load(prior).to(pick_device(device))
+    _say_extra_steps(loaded, steps)
+    if loaded.dim != 3:
+        raise UsageError(f"3D scans are shown, {loaded.name} is a prior of 2D shapes", fix="metasdf reconstruct draws those; or use a 3D prior")
+    show(scan, loaded, resolution=resolution, port=port, say=click.echo, steps=steps, seed=seed, up=up, turns=turns, columns=columns,
+         outliers=outliers)  # fmt: skip
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,20 @@ import click
 
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
 path_type = click.Path(path_type=Path)
+
+
+def scan_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a 3D scan is read and turned: up, turns, columns, outliers."""
+    for option in (
+        click.option("--outliers", type=click.Choice(["keep", "drop"]), default="keep", show_default=True, help="3D: points far from all others."),
+        click.option("--columns", metavar="NAMES", help='3D: what the columns of a text or .npy file are, as in "x,y,z,_,s".'),
+        click.option("--align", "turns", type=click.IntRange(1, 360), default=1, metavar="N",
+                     help="3D: try N headings about the up axis, 360/N degrees apart, and keep the one that fits best."),
+        click.option("--up", type=click.Choice(["x", "y", "z", "-x", "-y", "-z"]), default="y", show_default=True,
+                     help="3D: the scan's axis that goes up."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 class FiniteRange(click.FloatRange):
