@@ -132,6 +132,24 @@ def test_what_single_precision_loses_is_said(scan: Path, tmp_path: Path) -> None
     assert any("in single precision, come in steps of 0.5" in note for note in lossy) and not any("single" in note for note in exact)
 
 
+def test_fewer_faces(scan: Path, saved: Path, tmp_path: Path) -> None:
+    """The mesh that is written, its summary and residual are those of the simplified one; how far it moved is in the scan's units."""
+    prior = ball("levelset")
+    whole = reconstruct_scan(scan, prior, tmp_path / "whole.ply", resolution=32)
+    done = reconstruct_scan(scan, prior, tmp_path / "out.ply", resolution=32, faces=300)
+    assert len(read_mesh(tmp_path / "out.ply").faces) == done.summary.faces == 300 and done.summary.watertight and is_watertight(done.mesh)
+    (note,) = done.summary.notes
+    moved = float(note.split(" by up to ")[1].split()[0])
+    assert f"simplified from {whole.summary.faces:,} faces" in note and note.endswith("units of the input")
+    assert 0 < abs(done.summary.residual.median - whole.summary.residual.median) < moved < 0.1
+    code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "tenth.ply", "--resolution", 24, "--simplify", "10%")
+    assert code == 0 and "note: simplified from" in told
+    for wrong in ("0", "3", "12.5", "100%", "0%", "many", "nan%"):
+        code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "x.ply", "--simplify", wrong)
+        assert code == 2 and "no number of faces" in told
+    assert "--simplify are for 3D priors" in command("reconstruct", scan, "-m", "mnist-levelset", "-o", tmp_path / "x", "--simplify", "10%")[1]
+
+
 def test_no_surface_is_an_error_and_no_file(scan: Path, tmp_path: Path) -> None:
     prior = ball("levelset")
     with torch.no_grad():

@@ -20,6 +20,7 @@ from metasdf.geometry.mesh import Mesh, components
 from metasdf.geometry.pose import Pose, Up, headings, pose_of, upright
 from metasdf.geometry.sampling import sdf_samples
 from metasdf.geometry.scan import Outliers, Residual, Scan, read_scan, residual, surface_of
+from metasdf.geometry.simplify import simplify
 from metasdf.inputs import Failure, each, earlier_input, free_name, naming
 from metasdf.prior import SDF, Observed, Prior
 
@@ -104,10 +105,11 @@ def fit_scan(
 
 def reconstruct_scan(
     path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, up: Up = "y",
-    turns: int = 1, columns: str | None = None, outliers: Outliers = "keep",
+    turns: int = 1, columns: str | None = None, outliers: Outliers = "keep", faces: float | None = None,
 ) -> Reconstruction:  # fmt: skip
     """Fit the prior to a scan (see `fit_scan`), and write its surface to `target` and what was done to a .json beside it.
 
+    faces: the mesh is simplified to so many, or to that share of its own, below 1 (see `geometry.simplify`).
     Raises InputError, EmptySurfaceError, UsageError; nothing is written then.
     """
     path, target = Path(path), Path(target)
@@ -118,10 +120,13 @@ def reconstruct_scan(
     started = time.perf_counter()
     with naming(path):
         extraction = sdf.extract(resolution=resolution)
-    mesh, mesh_ms = extraction.mesh, (time.perf_counter() - started) * 1e3
-    notes = (*scan.notes, *extraction.notes)
-    if extraction.clipped:
-        notes += ("the surface leaves the cube the prior knows, and the mesh is open there",)
+        mesh, notes = extraction.mesh, (*scan.notes, *extraction.notes)
+        if extraction.clipped:
+            notes += ("the surface leaves the cube the prior knows, and the mesh is open there",)
+        if faces is not None:
+            mesh, _, note = simplify(mesh, faces, units=scan.units)
+            notes += (note,)
+    mesh_ms = (time.perf_counter() - started) * 1e3
     if target.suffix.lower() in SINGLE:
         notes += tuple(f"the mesh: {text}" for text in remarks(mesh.vertices.astype(np.float32).astype(np.float64)))
     summary = Summary(

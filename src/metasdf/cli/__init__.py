@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metasdf.cli.data import datasets, prepare
-from metasdf.cli.options import device_option, parse_budget, path_type, scan_options, start
+from metasdf.cli.options import device_option, parse_budget, parse_faces, path_type, scan_options, start
 from metasdf.cli.reproduce import reproduce
 from metasdf.errors import MetaSDFError, UsageError
 
@@ -242,10 +242,11 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
 @click.option("--y-up", is_flag=True, help="2D: the y axis of points and samples points up (images and SVG: down).")
 @scan_options
+@click.option("--simplify", "faces", callback=parse_faces, metavar="N|PERCENT", help="3D: fewer faces, such as 5000 or 10%; what it costs is said.")
 @device_option
 def reconstruct(
     inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, up: Any, turns: int,
-    columns: str | None, outliers: Any, device: str,
+    columns: str | None, outliers: Any, faces: float | None, device: str,
 ) -> None:  # fmt: skip
     """Turn observations of shapes into SDFs and meshes.
 
@@ -273,11 +274,11 @@ def reconstruct(
         if y_up or foreground != "auto":
             raise UsageError(f"--y-up and --foreground are for 2D priors, {loaded.name} is 3D", fix="say which axis points up with --up")
         if reconstruct_scans(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, up=up, turns=turns, columns=columns,
-                             outliers=outliers, say=click.echo):  # fmt: skip
+                             outliers=outliers, faces=faces, say=click.echo):  # fmt: skip
             sys.exit(1)
         return
-    if (up, turns, columns, outliers) != ("y", 1, None, "keep"):
-        raise UsageError(f"--up, --align, --columns and --outliers are for 3D priors, {loaded.name} is 2D", fix="leave them out")
+    if (up, turns, columns, outliers, faces) != ("y", 1, None, "keep", None):
+        raise UsageError(f"--up, --align, --columns, --outliers and --simplify are for 3D priors, {loaded.name} is 2D", fix="leave them out")
     if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, foreground=foreground, say=click.echo):
         sys.exit(1)
 

@@ -51,6 +51,19 @@ def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -
     return seconds
 
 
+def parse_faces(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """A number of faces, or the share below 1 that 10% says."""
+    if text is None:
+        return None
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(int(text))
+    except ValueError:
+        number = 0.0
+    if not (0 < number < 1 if text.endswith("%") else number >= 4):
+        raise click.BadParameter(f"{text!r} is no number of faces; write 5000 (4 or more), or 10%")
+    return number
+
+
 def start(threads: int | None = None) -> None:
     """What every command that computes does first."""
     import torch

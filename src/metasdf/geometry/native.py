@@ -1,4 +1,5 @@
-"""The one door to native geometry libraries: libigl (closest point, winding number, patches, marching cubes) and Embree (rays).
+"""The one door to native geometry libraries: libigl (closest point, winding number, patches, marching cubes,
+edge collapse) and Embree (rays).
 
 They read past the end of arrays of a wrong shape and end the interpreter, so all they get is made here: checked, contiguous, of the dtype
 they were compiled for. And Embree and the fast winding number compute in float32, so a mesh is first moved to the origin and scaled to size 1,
@@ -140,6 +141,17 @@ def marching_cubes(values: ArrayLike, x: ArrayLike, cells: ArrayLike) -> Mesh:
     around = np.ascontiguousarray(cells[:, [0, 4, 6, 2, 1, 5, 7, 3]], np.int64)  # libigl goes around one side, then around the opposite one
     vertices, faces, _ = igl.marching_cubes(values, x, around)
     return Mesh(vertices, faces)
+
+
+def collapsed(mesh: Mesh, faces: int) -> Mesh:
+    """The mesh with about so many faces, by collapsing the edges that cost least in squared distance to the planes of the faces around (Garland
+    and Heckbert 1997). No collapse changes how the surface hangs together, so some faces more may be left. An edge in three faces or more is not
+    borne, and the mesh comes back as it is. Seconds for 100,000 faces."""
+    mesh = check(mesh)
+    frame = unit_frame(mesh)
+    vertices, corners = np.asfortranarray(frame.to_field(mesh.vertices)), np.asfortranarray(mesh.faces, np.int32)
+    found, kept, _, _ = igl.qslim(vertices, corners, faces)
+    return Mesh(frame.from_field(found), np.ascontiguousarray(kept)) if len(kept) else mesh
 
 
 def unit_frame(mesh: Mesh) -> Frame:
