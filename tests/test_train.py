@@ -471,6 +471,7 @@ def test_a_run_folder_holds_what_it_should(finished: Path, store: Store) -> None
     assert card["training"]["steps"] == 2 and card["training"]["shapes"] == TRAIN_SHAPES
     assert card["data"] == {"source": "circles", "licence": "none", "resolution": SIDE, "fingerprint": store.fingerprint}
     assert card["validation"]["val_mse"] == lines_of(finished)[-1]["val_mse"]
+    assert card["misfit"]["n"] == lines_of(finished)[-1]["val_n"] and 0 < card["misfit"]["median"] <= card["misfit"]["p95"]
 
 
 def test_a_changed_setting_is_named(finished: Path, store: Store) -> None:

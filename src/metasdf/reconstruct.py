@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from metasdf.errors import InputError, UsageError
+from metasdf.familiar import Points, doubt
 from metasdf.files import write_whole
 from metasdf.geometry.frame import Frame
 from metasdf.geometry.image import (
@@ -47,6 +48,7 @@ TEXT_SUFFIXES = (".csv", ".txt", ".xyz")
 OUTPUTS = (".npz", ".png", ".svg", ".json")
 FORMAT = "metasdf-reconstruction-1"  # how a summary of ours is told from another file of the same name
 DISTANCE_NAMES = {"s", "sdf", "d", "distance", "value"}
+CAUSES = "another kind of shape, one upside down (--y-up) or turned, or few points"
 FAR = 1000.0  # times the side of the square: beyond, single precision would show in a drawing
 _POINTS = 1  # key of the random stream of context points, as in evaluation (data.loader)
 
@@ -251,6 +253,8 @@ def reconstruct(
     notes = context.notes
     if len(context.x) > MAX_CONTEXT:
         notes += (f"{MAX_CONTEXT:,} of the {len(context.x):,} were drawn for the fit; the residual is of all",)
+    if odd := doubt(prior, sdf, Points(context.x, context.s), len(context.x), units=observed.units, causes=CAUSES):
+        notes += (odd,)
     if not closed:
         notes += ("the shape reaches the edge of the square the prior knows, and was cut off there",)
     name = name or free_name(path, out, outputs=OUTPUTS, form=FORMAT)

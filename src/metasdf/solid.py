@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metasdf.errors import InputError, UsageError
+from metasdf.familiar import Points, doubt, misfit
 from metasdf.files import write_whole
 from metasdf.geometry.cloud import remarks
 from metasdf.geometry.io import MESH_OUTPUTS, write_mesh
@@ -27,6 +28,7 @@ from metasdf.prior import SDF, Observed, Prior
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
 DRAWN = 20_000  # points of the surface of a mesh
+CAUSES = "another kind of shape, another axis up (--up) or heading (--align), stray points (--outliers drop), or few points"
 SINGLE = (".stl", ".glb")  # mesh files in single precision
 
 
@@ -63,7 +65,7 @@ class Summary:
 
 class Fit(NamedTuple):
     """A scan, what of its surface is known (K, 3) in its own units and axes, and the field fitted to `context` observations after it was turned
-    by `heading` degrees. ms: what the fit took."""
+    by `heading` degrees. ms: what the fit took. notes: sentences for the user."""
 
     scan: Scan
     surface: Floats
@@ -71,6 +73,7 @@ class Fit(NamedTuple):
     context: int
     heading: float
     ms: float
+    notes: tuple[str, ...]
 
 
 class Reconstruction(NamedTuple):
@@ -97,10 +100,13 @@ def fit_scan(
         framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
         poses = [pose_of(framed, turn @ upright(up)) for turn in headings(turns)]
         started = time.perf_counter()
-        x, s = observations(scan, surface, prior, poses[0], rng=rng)
-        sdfs = prior.fit([_seen(pose, x, s) for pose in poses], steps=steps)
-        best = int(np.argmin([_misfit(sdf, _seen(pose, x, s)) for sdf, pose in zip(sdfs, poses, strict=True)]))
-    return Fit(scan, surface, sdfs[best], len(x), best * 360.0 / turns, (time.perf_counter() - started) * 1e3)
+        known = observations(scan, surface, prior, poses[0], rng=rng)
+        given = known.rows(slice(prior.experiment.n_test))
+        sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps)
+        best = int(np.argmin([misfit(sdf, given) for sdf in sdfs]))
+        ms = (time.perf_counter() - started) * 1e3
+        odd = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES)
+    return Fit(scan, surface, sdfs[best], len(given.x), best * 360.0 / turns, ms, (*scan.notes, odd) if odd else scan.notes)
 
 
 def reconstruct_scan(
@@ -114,13 +120,13 @@ def reconstruct_scan(
     """
     path, target = Path(path), Path(target)
     _check_target(target, path)
-    scan, surface, sdf, context, heading, fit_ms = fit_scan(
+    scan, surface, sdf, context, heading, fit_ms, notes = fit_scan(
         path, prior, steps=steps, seed=seed, up=up, turns=turns, columns=columns, outliers=outliers
     )
     started = time.perf_counter()
     with naming(path):
         extraction = sdf.extract(resolution=resolution)
-        mesh, notes = extraction.mesh, (*scan.notes, *extraction.notes)
+        mesh, notes = extraction.mesh, (*notes, *extraction.notes)
         if extraction.clipped:
             notes += ("the surface leaves the cube the prior knows, and the mesh is open there",)
         if faces is not None:
@@ -141,17 +147,18 @@ def reconstruct_scan(
     return Reconstruction(sdf, mesh, summary)
 
 
-def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> tuple[Floats, Floats | None]:
-    """What the prior is given of a scan, in its own units and axes: n_test points x (N, 3) of the surface, or samples with distances s (N,);
-    all where there are fewer. pose: in whose cube samples of a mesh are drawn."""
+def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Points:
+    """What the prior is given of a scan, in its own units and axes: n_test points of the surface, or samples with distances; and as many others,
+    to judge by. All there are where they are fewer. pose: in whose cube samples of a mesh are drawn."""
     n = prior.experiment.n_test
     if not prior.needs_values:
-        return _some(surface, n, rng), None
+        return Points(_some(surface, n, rng))
     if scan.mesh is not None:
         from metasdf.geometry.signed import MeshSDF  # slow to import
 
-        drawn = sdf_samples(MeshSDF(Mesh(pose.to_field(scan.mesh.vertices), scan.mesh.faces)), n, rng=rng)
-        return pose.from_field(drawn.x), drawn.s / pose.frame.scale
+        sdf = MeshSDF(Mesh(pose.to_field(scan.mesh.vertices), scan.mesh.faces))
+        drawn = [sdf_samples(sdf, n, rng=rng) for _ in range(2)]  # each with its share far from the surface
+        return Points(pose.from_field(np.concatenate([part.x for part in drawn])), np.concatenate([part.s for part in drawn]) / pose.frame.scale)
     if scan.s is None:
         raise InputError(f"the prior {prior.name} learns from signed distances, the scan has points alone", cause="a scan without distances",
                          fix="use a level-set prior, whose name ends with -levelset; or give samples x,y,z,s, or a mesh")  # fmt: skip
@@ -159,7 +166,7 @@ def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: 
     if not len(rows):
         raise InputError("no sample lies near the surface", cause="too few samples", fix="give more of them, within the size of the shape")
     chosen = _some(rows, n, rng)
-    return chosen[:, :3], chosen[:, 3]
+    return Points(chosen[:, :3], chosen[:, 3])
 
 
 def reconstruct_scans(
@@ -203,14 +210,9 @@ def _told(path: Path, target: Path, s: Summary) -> str:
 
 
 def _some(rows: Floats, n: int, rng: np.random.Generator) -> Floats:
-    return rows if len(rows) <= n else rows[rng.permutation(len(rows))[:n]]
+    """n of the rows in random order, and then as many others; all, in their own order, where there are no more than n."""
+    return rows if len(rows) <= n else rows[rng.permutation(len(rows))[: 2 * n]]
 
 
-def _seen(pose: Pose, x: Floats, s: Floats | None) -> Observed:
-    return Observed(pose, pose.to_field(x), None if s is None else s * pose.frame.scale)
-
-
-def _misfit(sdf: SDF, seen: Observed) -> float:
-    """Mean |f - s| over what was observed, in field units; infinite where the field is not finite."""
-    error = np.abs(sdf.at_field(seen.x) - (0.0 if seen.s is None else seen.s)).mean()
-    return float(error) if np.isfinite(error) else float("inf")
+def _seen(pose: Pose, points: Points) -> Observed:
+    return Observed(pose, pose.to_field(points.x), None if points.s is None else points.s * pose.frame.scale)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metasdf import familiar
 from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.codes import CODES
@@ -353,12 +354,10 @@ class Trainer:
         """MSE and MAE over all grid points of the first `validation_shapes` validation shapes; a tenth of them where codes must be fitted."""
         from metasdf.evaluate import grid_errors
 
-        split = "val" if len(self.store.splits.get("val", ())) else "train"
-        indices = rows_of(self.store, split, self.experiment.category)
-        shapes = math.ceil(self.validation_shapes / (10 if self.experiment.method.kind == "codes" else 1))
+        indices = self._validated()
         with self.averaged():
             errors = grid_errors(
-                self.model, self.head, self.store, indices=indices[:shapes], rule=self.experiment.context,
+                self.model, self.head, self.store, indices=indices, rule=self.experiment.context,
                 n_context=self.experiment.n_test, seed=self.experiment.train.seed, device=self.device, every_step=False,
             )  # fmt: skip
             if self.pictures and self.experiment.field.in_dim == 2:
@@ -367,6 +366,11 @@ class Trainer:
                 draw_steps(self.model, self.store, indices[:4], self.experiment,
                            path=self.run / "pictures" / f"step-{self.step:07d}.png", device=self.device)  # fmt: skip
         return self._row(val_mse=errors.mse[-1], val_mae=errors.mae[-1], val_n=errors.n)
+
+    def _validated(self) -> NDArray[np.int64]:
+        split = "val" if len(self.store.splits.get("val", ())) else "train"
+        shapes = math.ceil(self.validation_shapes / (10 if self.experiment.method.kind == "codes" else 1))
+        return rows_of(self.store, split, self.experiment.category)[:shapes]
 
     def _log(self, row: dict[str, float]) -> None:
         self.monitor.validated(row)
@@ -384,7 +388,10 @@ class Trainer:
         state = {"step": self.step, "bad_steps": self.bad_steps, "elapsed": self.elapsed,
                  "config": to_dict(self.experiment), "data": self.store.fingerprint}  # fmt: skip
         save_state(self.checkpoint_path, self._tensors(), state, kind="checkpoint")
-        self.export(validation).save(self.run / "prior.safetensors")
+        prior = self.export(validation)
+        if validation:
+            prior.card[familiar.KEY] = familiar.usual(prior.to(self.device), self.store, self._validated(), seed=self.experiment.train.seed)
+        prior.save(self.run / "prior.safetensors")
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that training changes."""

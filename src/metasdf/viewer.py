@@ -102,7 +102,7 @@ def view(path: str | Path, prior: Prior, *, resolution: int = 64, port: int = 80
         raise UsageError("metasdf view needs the viser package", cause="it is an extra", fix="pip install 'metasdf[view]'") from error
     fit = fit_scan(path, prior, **reading)
     steps = surfaces(fit.sdf, resolution=resolution)
-    for note in fit.scan.notes:
+    for note in fit.notes:
         say(f"note: {note}")
     for j, step in enumerate(steps):
         if step.mesh is None:
