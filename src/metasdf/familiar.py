@@ -1,7 +1,7 @@
 """Whether a shape is of the kind a prior knows: how far the fitted field is off where the shape was observed, beside what is usual.
 
-Five gradient steps reach what the prior learned to reach. A chair under a prior of tables, a table on its side, or one in a corner of its frame
-because of a stray point, are left half way, and that shows where they were observed: no truth is needed.
+Five gradient steps reach what the prior learned to reach. A table upside down, an aeroplane under a prior of tables, or a table made small by a stray
+point are mostly left half way, and that shows where they were observed: no truth is needed. What is nearer to the prior's kind passes unseen.
 """
 
 from __future__ import annotations
