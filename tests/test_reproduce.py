@@ -12,7 +12,10 @@ from click.testing import CliRunner
 from metasdf.cli import cli
 from metasdf.errors import InputError, UsageError
 from metasdf.experiments import Experiment
-from metasdf.reproduce import COLUMNS, LABELS, PUBLISHED, Cell, Plan, cells, comparison, fill, read, write_page
+from metasdf.reproduce.digits import COLUMNS, METHODS, PUBLISHED, published
+from metasdf.reproduce.page import comparison, read, write_page
+from metasdf.reproduce.plan import Plan
+from metasdf.reproduce.tables import Cell, cells, fill
 
 TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-6, "mae": 2e-3}, "training": {"seconds": 900.0, "steps": 7},
         "n": 10000, "failed": 1, "fit_ms": {"batched": 12.3}, "preset": "cpu", "commit": "abc", "hardware": "a machine"}  # fmt: skip
@@ -20,8 +23,8 @@ TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-
 
 def test_all_cells_of_both_tables() -> None:
     assert len(cells(["table1"])) == 10 and len(cells(["table2"])) == 15
-    assert all(len(row) == len(COLUMNS) for row in PUBLISHED.values()) and PUBLISHED.keys() == LABELS.keys()
-    assert Cell("levelset", "metasdf").published == (56.6, 0.5) and Cell("composite", "hyper").published == (284, None)
+    assert all(len(row) == len(COLUMNS) for row in PUBLISHED.values()) and tuple(PUBLISHED) == METHODS
+    assert published("levelset", "metasdf") == (56.6, 0.5) and published("composite", "hyper") == (284, None)
     for cell in cells(["table1", "table2"]):
         e = cell.experiment(preset="paper")
         assert e.context == ("levelset" if cell.column == "levelset" else "dense")
@@ -38,10 +41,11 @@ def test_published_ours_ratio(tmp_path: Path) -> None:
     (tmp_path / "dense-metasdf.json").write_text(json.dumps(TINY))
     (tmp_path / "dense-cnp4.json").write_text(json.dumps({**TINY, "cell": {"comparable": False}}))
     lines = read(tmp_path)
-    assert list(comparison(lines)) == [("MetaSDF", "dense", "15.4 ± 0.2", "30.8 ± 1.0", "2.00", "2.00", "10,000", "1", "15", "12.3")]
+    assert list(comparison(lines.fields)) == [("MetaSDF", "dense", "15.4 ± 0.2", "30.8 ± 1.0", "2.00", "2.00", "10,000", "1", "15", "12.3")]
     write_page(lines, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    assert "| MetaSDF | dense | 15.4 ± 0.2 | 30.8 ± 1.0 | 2.00 |" in page and "Departures" in page and "Out of distribution" not in page
+    assert "| MetaSDF | dense | 15.4 ± 0.2 | 30.8 ± 1.0 | 2.00 |" in page
+    assert "Departures" in page and "out of distribution" not in page and "3D" not in page
 
 
 def test_a_strange_file_is_named(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_a_cell_from_nothing_to_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return replace(e, n_context=40, n_query=40, n_test=40, field=replace(e.field, width=16), method=replace(e.method, code_dim=16, codes=codes),
                        train=replace(e.train, epochs=1))  # fmt: skip
 
-    monkeypatch.setattr("metasdf.reproduce._small", small)
+    monkeypatch.setattr("metasdf.reproduce.tables._small", small)
     plan = Plan(tmp_path, tmp_path / "results", budget=None, runs=2, small=True, limit=4)
     said: list[str] = []
     path = fill(Cell("levelset", "concat"), plan, say=said.append)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from metasdf.data.families import families
 from metasdf.data.isolation import Engine, Failure, Fatal, Limits, run
 from metasdf.data.origins import Origin, checksum, find_origins, key_of
 from metasdf.data.review import review
@@ -269,7 +270,8 @@ def _finish(out: Path, rows: Sequence[Row], dropped: list[dict[str, str]], *, re
     meta = {**meta, "sampling": request["sampling"], "found": len(rows) + len(dropped), "kept": len(rows),
             "dropped": dropped, "shapes": facts}  # fmt: skip
     splits = split_files.rows(names) if split_files is not None else by_shares(
-        names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]))  # fmt: skip
+        names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]),
+        families=families([row.file for row in rows]))  # fmt: skip
     with StoreWriter(out, kind=MESHES, request=request, meta=meta, force=force) as writer:
         writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]).reshape(-1, 4))
         writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]).reshape(-1, 2))

@@ -25,18 +25,25 @@ def keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     return np.array(sorted(range(len(names)), key=keys.__getitem__), dtype=np.int64)
 
 
-def by_shares(names: Sequence[str], shares: Shares, *, seed: int, groups: Sequence[str] | None = None) -> dict[str, NDArray[np.int64]]:
-    """Rows of train, val and test, ascending. With `groups` (a name for each row), each group is split on its own."""
+def by_shares(
+    names: Sequence[str], shares: Shares, *, seed: int, groups: Sequence[str] | None = None, families: Sequence[int] | NDArray[np.int64] | None = None
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of train, val and test, ascending. With `groups` (a name for each row), each group is split on its own.
+
+    families: rows of a group with the same number stay together, so that the shares are kept as far as that allows.
+    """
     members = defaultdict(list)
     for row, group in enumerate(groups if groups is not None else [""] * len(names)):
         members[group].append(row)
-    parts: list[list[NDArray[np.int64]]] = [[], [], []]
+    parts: list[list[int]] = [[], [], []]
     for rows in members.values():
-        order = np.array(rows, np.int64)[keyed_order([names[row] for row in rows], seed)]
+        order = [rows[k] for k in keyed_order([names[row] for row in rows], seed)]
         train, val = share_counts(len(rows), shares)
-        for part, cut in zip(parts, np.split(order, [train, train + val]), strict=True):
-            part.append(cut)
-    return {name: np.sort(np.concatenate([np.zeros(0, np.int64), *part])) for name, part in zip(SPLITS, parts, strict=True)}
+        place: dict[int, int] = {}  # the part of a family: where its first shape falls
+        for at, row in enumerate(order):
+            part = int(at >= train) + int(at >= train + val)
+            parts[part if families is None else place.setdefault(int(families[row]), part)].append(row)
+    return {name: np.sort(np.array(part, np.int64)) for name, part in zip(SPLITS, parts, strict=True)}
 
 
 def share_counts(n: int, shares: Shares) -> tuple[int, int]:

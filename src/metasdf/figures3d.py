@@ -1,0 +1,196 @@
+"""The supplement's 3D figures, from filled cells of tables 3 and 4: where fits begin, reconstructions side by side, how they converge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from metasdf.checkpoint import write_json
+from metasdf.conditioning.codes import AutoDecoder
+from metasdf.data import show
+from metasdf.data.loader import Loader, rows_of
+from metasdf.data.shape import PICTURE, read_shape
+from metasdf.errors import EmptySurfaceError, UsageError
+from metasdf.evaluate import spread
+from metasdf.fields import Params
+from metasdf.files import write_whole
+from metasdf.geometry.frame import Frame
+from metasdf.geometry.render import Picture, contact_sheet, render
+from metasdf.metrics import misclassified
+from metasdf.prior import SDF, Prior
+from metasdf.provenance import commit, hardware
+from metasdf.report import INK, MUTED, png
+from metasdf.reproduce.plan import LABELS, Data, Plan
+from metasdf.reproduce.solids import resolution_of
+from metasdf.reproduce.tables import Cell, cells, filled
+from metasdf.tasks import Observations
+
+WHOLE = Frame((0.0, 0.0, 0.0), 1.0)  # field units are shown
+MARKS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800)  # iterations of long fits at which they are judged
+COLOURS = {"metasdf": "#b2182b", "deepsdf": "#2166ac"}
+
+
+class Fitter(NamedTuple):
+    """A filled cell: its trained prior, and the shapes that it is tested on."""
+
+    cell: Cell
+    prior: Prior
+    data: Data
+
+
+def draw(plan: Plan, out: Path, *, only: Sequence[str] = (), shapes: int = 4, say: Callable[[str], None] = print) -> None:
+    """Write all pictures that filled cells allow to `out`; `shapes` of each test split. Raises UsageError where no cell is filled.
+
+    COLUMN.png: truth and reconstructions (supplement, figures 2 to 5); CATEGORY-start.png: the surface of MetaSDF's initialisation and of
+    DeepSDF's zero code (figure 1); COLUMN-convergence.png and .json: wrong signs against iterations and seconds (figure 6).
+    """
+    columns: dict[str, list[Fitter]] = {}
+    for cell in cells(["table3", "table4"], only):
+        if (plan.results / f"{cell.name}.json").is_file():
+            columns.setdefault(cell.column, []).append(Fitter(cell, *filled(cell, plan)))
+    if not columns:
+        raise UsageError("no cell of tables 3 and 4 is filled", where=plan.results, fix="metasdf reproduce table3, with the same options")
+    for name, fitters in columns.items():
+        column = fitters[0].cell.asks
+        _write(out / f"{name}.png", show.png(side_by_side(fitters, plan, shapes=shapes)), say)
+        if column.context == "dense" and len(fitters) > 1:
+            found = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in fitters}
+            about = {"column": column.title, "definition": DEFINITION, "commit": commit(), "hardware": hardware(plan.device)}
+            write_json(out / f"{name}-convergence.json", about | found)
+            _write(out / f"{name}-convergence.png", png(figure_convergence(found)), say)
+        if column.context == "dense" and column.train == column.test:
+            _write(out / f"{column.train}-start.png", show.png(starts(fitters, plan)), say)
+
+
+def side_by_side(fitters: Sequence[Fitter], plan: Plan, *, shapes: int) -> Picture:
+    """A row for each shape: the truth, and its reconstruction by each method."""
+    pictures, titles = [], []
+    store = fitters[0].data.store
+    for row in _rows(fitters[0].data, shapes):
+        shape = read_shape(store.item(row), "picture")
+        truth = shape.arrays["picture"]
+        pictures += [truth if len(truth) else _blank(), *(_picture(_fit(fitter, row), plan) for fitter in fitters)]
+        titles += [str(shape.facts["name"]), *(LABELS[fitter.cell.method] for fitter in fitters)]
+    return contact_sheet(pictures, titles, columns=1 + len(fitters))
+
+
+def starts(fitters: Sequence[Fitter], plan: Plan) -> Picture:
+    """The surfaces of the fields that fits begin with: the learned initialisation, and the decoded zero code."""
+    begins = [next(course(fitter.prior, _context(fitter, _rows(fitter.data, 1)[0]))).params for fitter in fitters]
+    pictures = [_picture(_sdf(fitter.prior, params), plan) for fitter, params in zip(fitters, begins, strict=True)]
+    kinds = ["zero code" if isinstance(fitter.prior.conditioner, AutoDecoder) else "initialisation" for fitter in fitters]
+    return contact_sheet(pictures, [f"{LABELS[fitter.cell.method]}, {kind}" for fitter, kind in zip(fitters, kinds, strict=True)])
+
+
+class Moment(NamedTuple):
+    """Of a fit: after so many iterations, and seconds."""
+
+    iteration: int
+    seconds: float
+    params: Params
+
+
+@torch.no_grad()
+def course(prior: Prior, context: Observations) -> Iterator[Moment]:
+    """A fit from its start: MetaSDF after every inner step, each a fit of its own by the clock; an auto-decoder at MARKS, judging not counted."""
+    model, seconds = prior.conditioner, 0.0
+    if not isinstance(model, AutoDecoder):
+        for steps in range((model.inner_steps or 0) + 1):
+            started = time.perf_counter()
+            params = model.trajectory(context, steps=steps)[-1]
+            yield Moment(steps, time.perf_counter() - started, params)
+        return
+    started = time.perf_counter()
+    for iteration, z in enumerate(model.fitting(context)):
+        seconds += time.perf_counter() - started
+        if iteration in MARKS:
+            yield Moment(iteration, seconds, model.decoder(z))
+        started = time.perf_counter()
+
+
+DEFINITION = "percent of judged samples whose sign is wrong, and seconds of fitting alone, means over shapes; shapes are fitted one at a time"
+
+
+def convergence(fitter: Fitter, *, shapes: int) -> dict[str, Any]:
+    """Wrong signs and seconds after iterations: {"iterations": [], "seconds": [], "misclassified": []}."""
+    rows, found = _rows(fitter.data, shapes), []
+    next(course(fitter.prior, _context(fitter, rows[0])))  # warms up
+    for row in rows:
+        x, s = Loader(fitter.data.store, indices=np.array([row]), rule="dense", n_context=1, n_query=0, batch=1, seed=0).shapes.judged(row)
+        found.append([(m.iteration, m.seconds, misclassified(s[:, 0] < 0, _sdf(fitter.prior, m.params).at_field(x) < 0))
+                      for m in course(fitter.prior, _context(fitter, row))])  # fmt: skip
+    iterations, seconds, wrong = np.mean(found, 0).T
+    e = fitter.prior.experiment
+    return {"experiment": e.name, "preset": e.preset, "context": e.n_test, "n": len(rows), "iterations": iterations.astype(int).tolist(),
+            "seconds": seconds.tolist(), "misclassified": wrong.tolist()}  # fmt: skip
+
+
+def figure_convergence(found: dict[str, dict[str, Any]]) -> Figure:
+    """Wrong signs against iterations and against seconds."""
+    figure = Figure(figsize=(7.6, 2.9), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for number, (unit, title) in enumerate((("iterations", "iterations"), ("seconds", "seconds of fitting"))):
+        axes = figure.add_subplot(1, 2, number + 1)
+        for method, row in found.items():
+            axes.plot(row[unit], row["misclassified"], "o-", ms=3, lw=1.2, color=COLOURS.get(method, INK), label=LABELS[method])
+        least = min(t for row in found.values() for t in row[unit] if t > 0)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(title, size=8, color=INK)
+        axes.tick_params(labelsize=7, colors=MUTED)
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        if number == 0:
+            axes.set_ylabel("wrong sign, % of samples", size=8, color=INK)
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _rows(data: Data, shapes: int) -> list[int]:
+    return [int(row) for row in spread(rows_of(data.store, "test", data.category), shapes)]
+
+
+def _context(fitter: Fitter, row: int) -> Observations:
+    """As evaluation draws it."""
+    e = fitter.prior.experiment
+    loader = Loader(fitter.data.store, indices=np.array([row]), rule=e.context, n_context=e.n_test, n_query=0, batch=1, seed=0)
+    return loader.tasks(np.array([row])).context.to(next(fitter.prior.conditioner.parameters()).device)
+
+
+@torch.no_grad()
+def _fit(fitter: Fitter, row: int) -> SDF:
+    return _sdf(fitter.prior, fitter.prior.conditioner(_context(fitter, row)))
+
+
+def _sdf(prior: Prior, params: Params) -> SDF:
+    """Of the one shape of a batch; what all shapes share has no batch."""
+    own = tuple(type(layer)(layer.weight[0] if layer.weight.dim() > 2 else layer.weight, layer.bias[0] if layer.bias.dim() > 1 else layer.bias)
+                for layer in params)  # fmt: skip
+    return SDF([own], prior.conditioner.spec, prior.head, WHOLE, prior=prior.name)
+
+
+def _picture(sdf: SDF, plan: Plan) -> Picture:
+    """As large as the pictures of data sets; blank where there is no surface."""
+    try:
+        return render(sdf.mesh(resolution_of(plan)), size=PICTURE, supersample=2)
+    except EmptySurfaceError:
+        return _blank()
+
+
+def _blank() -> Picture:
+    return np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+
+
+def _write(path: Path, content: bytes, say: Callable[[str], None]) -> None:
+    write_whole(path, content)
+    say(f"written: {path}")
