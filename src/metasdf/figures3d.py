@@ -106,11 +106,10 @@ def course(prior: Prior, context: Observations) -> Iterator[Moment]:
         for steps in range((model.inner_steps or 0) + 1):
             started = time.perf_counter()
             params = model.trajectory(context, steps=steps)[-1]
-            yield Moment(steps, time.perf_counter() - started, params)
+            yield Moment(steps, time.perf_counter() - started if steps else 0.0, params)
         return
-    started = time.perf_counter()
     for iteration, z in enumerate(model.fitting(context)):
-        seconds += time.perf_counter() - started
+        seconds += time.perf_counter() - started if iteration else 0.0
         if iteration in MARKS:
             yield Moment(iteration, seconds, model.decoder(z))
         started = time.perf_counter()
@@ -141,7 +140,7 @@ def figure_convergence(found: dict[str, dict[str, Any]]) -> Figure:
         axes = figure.add_subplot(1, 2, number + 1)
         for method, row in found.items():
             axes.plot(row[unit], row["misclassified"], "o-", ms=3, lw=1.2, color=COLOURS.get(method, INK), label=LABELS[method])
-        least = min(t for row in found.values() for t in row[unit] if t > 0)
+        least = min(row[unit][1] for row in found.values())
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.set_ylim(bottom=0)

@@ -21,7 +21,7 @@ TABLES = {"table1": OF_DIGITS, "table2": OF_DIGITS, "table3": OF_SOLIDS, "table4
 @click.option("-w", "--work", type=path_type, default=Path("reproduce"), show_default=True, help="For data sets and runs; what it holds stays.")
 @click.option("--results", type=path_type, help="Folder of the JSON files, one a cell.  [default: results/tables; small: WORK/results]")
 @click.option("--from", "origin", type=path_type, metavar="PATH",
-              help="2D: where the MNIST files are (folder, .zip, .tar); without it they are downloaded. --data real: the folder of meshes.")  # fmt: skip
+              help="2D: the MNIST files, a folder, .zip or .tar; without it they are downloaded. --data real: the folder of meshes.")  # fmt: skip
 @click.option("--data", multiple=True, metavar="real|STORE", help="3D: real meshes, prepared here; or data sets that metasdf prepare made.")
 @click.option("--cell", "only", multiple=True, metavar="NAME", help="Only this cell, column or method, e.g. dense-cnp4, levelset, metasdf.")
 @click.option("--scale", type=click.Choice(["full", "small"]), default="full", show_default=True,

@@ -43,9 +43,10 @@ def descriptors(files: Sequence[Path]) -> Floats:
     found = np.full((len(files), PROBES), np.inf)
     for row, file in zip(found, files, strict=True):
         with opened(file) as shape:
-            surface = shape.get_slice("surface")[:POINTS, :3]
-        if len(surface):
-            row[:] = cKDTree(surface).query(probes)[0]
+            rows = shape.get_slice("surface")
+            n = min(POINTS, rows.get_shape()[0])
+            if n:
+                row[:] = cKDTree(rows[:n, :3]).query(probes)[0]
     return found
 
 
