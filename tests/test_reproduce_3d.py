@@ -87,7 +87,7 @@ def test_cells_from_data_sets_to_json(filled: Plan) -> None:
 
 def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "experiment", tiny)
-    draw(filled, tmp_path, only=["tables-dense"], shapes=2, say=lambda text: None)
+    draw(filled, out=tmp_path, numbers=tmp_path, only=["tables-dense"], shapes=2, say=lambda text: None)
     names = ["tables-dense-convergence.json", "tables-dense-convergence.png", "tables-dense.png", "tables-start.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     sheet, starts = (np.asarray(Image.open(tmp_path / name)) for name in ("tables-dense.png", "tables-start.png"))
@@ -101,7 +101,7 @@ def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         measured = [row["misclassified"] for row in result(filled, f"tables-dense-{method}")["shapes"]]
         assert wrong[-1] == pytest.approx(np.mean(measured), abs=8)  # the better of two contexts there, one here
     with pytest.raises(UsageError, match="no cell of tables 3 and 4 is filled"):
-        draw(filled._replace(results=tmp_path), tmp_path)
+        draw(filled._replace(results=tmp_path), out=tmp_path, numbers=tmp_path)
 
 
 def test_data_sets_are_searched_by_both_names(tmp_path: Path) -> None:

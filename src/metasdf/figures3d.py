@@ -46,11 +46,13 @@ class Fitter(NamedTuple):
     data: Data
 
 
-def draw(plan: Plan, out: Path, *, only: Sequence[str] = (), shapes: int = 4, say: Callable[[str], None] = print) -> None:
-    """Write all pictures that filled cells allow to `out`; `shapes` of each test split. Raises UsageError where no cell is filled.
+def draw(
+    plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shapes: int = 4, say: Callable[[str], None] = print
+) -> None:  # fmt: skip
+    """Write all pictures that filled cells allow to `out`, of `shapes` of each test split. Raises UsageError where no cell is filled.
 
     COLUMN.png: truth and reconstructions (supplement, figures 2 to 5); CATEGORY-start.png: the surface of MetaSDF's initialisation and of
-    DeepSDF's zero code (figure 1); COLUMN-convergence.png and .json: wrong signs against iterations and seconds (figure 6).
+    DeepSDF's zero code (figure 1); COLUMN-convergence.png: wrong signs against iterations and seconds (figure 6), as JSON in `numbers`.
     """
     columns: dict[str, list[Fitter]] = {}
     for cell in cells(["table3", "table4"], only):
@@ -64,7 +66,7 @@ def draw(plan: Plan, out: Path, *, only: Sequence[str] = (), shapes: int = 4, sa
         if column.context == "dense" and len(fitters) > 1:
             found = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in fitters}
             about = {"column": column.title, "definition": DEFINITION, "commit": commit(), "hardware": hardware(plan.device)}
-            write_json(out / f"{name}-convergence.json", about | found)
+            write_json(numbers / f"{name}-convergence.json", about | found)
             _write(out / f"{name}-convergence.png", png(figure_convergence(found)), say)
         if column.context == "dense" and column.train == column.test:
             _write(out / f"{column.train}-start.png", show.png(starts(fitters, plan)), say)

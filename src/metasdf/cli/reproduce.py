@@ -35,7 +35,7 @@ TABLES = {"table1": OF_DIGITS, "table2": OF_DIGITS, "table3": OF_SOLIDS, "table4
 @click.option("--procedural", type=click.IntRange(0), default=200, show_default=True, help="--data real: shapes drawn by dice, for training only.")
 @click.option("--resolution", type=click.IntRange(2), default=128, show_default=True, help="3D: grid points along a side for surfaces (paper: 256).")
 @click.option("--shapes", type=click.IntRange(1), default=4, show_default=True, help="figures3d: test shapes in each picture.")
-@click.option("-o", "--out", type=path_type, help="figures3d: where to write.  [default: WORK/figures3d]")
+@click.option("-o", "--out", type=path_type, help="figures3d: folder of the pictures.  [default: docs/images; small: WORK/figures]")
 @click.option("--page", type=path_type, default=Path("docs/results.md"), show_default=True, help="compare: the page to write.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option
@@ -79,7 +79,8 @@ def reproduce(
         if what == "figures3d":
             from metasdf.figures3d import draw
 
-            draw(plan, out or work / "figures3d", only=only, shapes=shapes, say=click.echo)
+            numbers = (work / "results" if small else Path("results")) / "figures"
+            draw(plan, out=out or (work / "figures" if small else Path("docs/images")), numbers=numbers, only=only, shapes=shapes, say=click.echo)
             return
         for cell in cells([what], only):
             fill(cell, plan, say=click.echo)
