@@ -51,9 +51,7 @@ def descriptors(files: Sequence[Path]) -> Floats:
 
 
 def _near(a: Floats, b: Floats) -> Iterator[tuple[int, int]]:
-    """Rows i of a and j of b whose mean difference is below NEAR; infinite ones are near none."""
-    known = np.flatnonzero(np.isfinite(b[:, 0]))
+    """Rows i of a and j of b whose mean difference is below NEAR. Infinite ones are near none: their differences are infinite, or no numbers."""
     for start in range(0, len(a), BLOCK):
-        block = a[start : start + BLOCK]
-        near = cdist(np.nan_to_num(block, posinf=1e9), b[known], "cityblock") < NEAR * PROBES
-        yield from ((start + int(i), int(known[j])) for i, j in np.argwhere(near))
+        near = np.argwhere(cdist(a[start : start + BLOCK], b, "cityblock") < NEAR * PROBES)
+        yield from ((start + int(i), int(j)) for i, j in near)
