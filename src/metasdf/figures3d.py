@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from metasdf.conditioning.codes import AutoDecoder
 from metasdf.data import show
 from metasdf.data.loader import Loader, rows_of
 from metasdf.data.shape import PICTURE, read_shape
-from metasdf.errors import EmptySurfaceError, UsageError
+from metasdf.errors import EmptySurfaceError, InputError, UsageError
 from metasdf.evaluate import spread
 from metasdf.fields import Params
 from metasdf.files import write_whole
@@ -28,7 +28,7 @@ from metasdf.metrics import misclassified
 from metasdf.prior import SDF, Prior
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, MUTED, png
-from metasdf.reproduce.plan import LABELS, Data, Plan
+from metasdf.reproduce.plan import LABELS, Data, Plan, Say
 from metasdf.reproduce.solids import resolution_of
 from metasdf.reproduce.tables import Cell, cells, filled
 from metasdf.tasks import Observations
@@ -36,6 +36,12 @@ from metasdf.tasks import Observations
 WHOLE = Frame((0.0, 0.0, 0.0), 1.0)  # field units are shown
 MARKS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800)  # iterations of long fits at which they are judged
 COLOURS = {"metasdf": "#b2182b", "deepsdf": "#2166ac"}
+BLANK = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+
+
+class Panel(NamedTuple):
+    picture: Picture
+    title: str
 
 
 class Fitter(NamedTuple):
@@ -46,9 +52,7 @@ class Fitter(NamedTuple):
     data: Data
 
 
-def draw(
-    plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shapes: int = 4, say: Callable[[str], None] = print
-) -> None:  # fmt: skip
+def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shapes: int = 4, say: Say = print) -> None:
     """Write all pictures that filled cells allow to `out`, of `shapes` of each test split. Raises UsageError where no cell is filled.
 
     COLUMN.png: truth and reconstructions (supplement, figures 2 to 5); CATEGORY-start.png: the surface of MetaSDF's initialisation and of
@@ -74,22 +78,24 @@ def draw(
 
 def side_by_side(fitters: Sequence[Fitter], plan: Plan, *, shapes: int) -> Picture:
     """A row for each shape: the truth, and its reconstruction by each method."""
-    pictures, titles = [], []
+    panels: list[Panel] = []
     store = fitters[0].data.store
     for row in _rows(fitters[0].data, shapes):
         shape = read_shape(store.item(row), "picture")
         truth = shape.arrays["picture"]
-        pictures += [truth if len(truth) else _blank(), *(_picture(_fit(fitter, row), plan) for fitter in fitters)]
-        titles += [str(shape.facts["name"]), *(LABELS[fitter.cell.method] for fitter in fitters)]
-    return contact_sheet(pictures, titles, columns=1 + len(fitters))
+        panels.append(Panel(truth if len(truth) else BLANK, str(shape.facts["name"])))
+        panels += [_panel(_fit(fitter, row), LABELS[fitter.cell.method], plan) for fitter in fitters]
+    return _sheet(panels, columns=1 + len(fitters))
 
 
 def starts(fitters: Sequence[Fitter], plan: Plan) -> Picture:
     """The surfaces of the fields that fits begin with: the learned initialisation, and the decoded zero code."""
-    begins = [next(course(fitter.prior, _context(fitter, _rows(fitter.data, 1)[0]))).params for fitter in fitters]
-    pictures = [_picture(_sdf(fitter.prior, params), plan) for fitter, params in zip(fitters, begins, strict=True)]
-    kinds = ["zero code" if isinstance(fitter.prior.conditioner, AutoDecoder) else "initialisation" for fitter in fitters]
-    return contact_sheet(pictures, [f"{LABELS[fitter.cell.method]}, {kind}" for fitter, kind in zip(fitters, kinds, strict=True)])
+    panels = []
+    for fitter in fitters:
+        begin = next(course(fitter.prior, _context(fitter, _rows(fitter.data, 1)[0])))
+        kind = "zero code" if isinstance(fitter.prior.conditioner, AutoDecoder) else "initialisation"
+        panels.append(_panel(_sdf(fitter.prior, begin.params), f"{LABELS[fitter.cell.method]}, {kind}", plan))
+    return _sheet(panels, columns=len(panels))
 
 
 class Moment(NamedTuple):
@@ -180,18 +186,18 @@ def _sdf(prior: Prior, params: Params) -> SDF:
     return SDF([own], prior.conditioner.spec, prior.head, WHOLE, prior=prior.name)
 
 
-def _picture(sdf: SDF, plan: Plan) -> Picture:
-    """As large as the pictures of data sets; blank where there is no surface."""
+def _panel(sdf: SDF, title: str, plan: Plan) -> Panel:
+    """As large as the pictures of data sets."""
     try:
-        return render(sdf.mesh(resolution_of(plan)), size=PICTURE, supersample=2)
-    except EmptySurfaceError:
-        return _blank()
+        return Panel(render(sdf.mesh(resolution_of(plan)), size=PICTURE, supersample=2), title)
+    except (EmptySurfaceError, InputError):  # the latter: a field that is not finite
+        return Panel(BLANK, f"{title}: no surface")
 
 
-def _blank() -> Picture:
-    return np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+def _sheet(panels: Sequence[Panel], *, columns: int) -> Picture:
+    return contact_sheet([panel.picture for panel in panels], [panel.title for panel in panels], columns=columns)
 
 
-def _write(path: Path, content: bytes, say: Callable[[str], None]) -> None:
+def _write(path: Path, content: bytes, say: Say) -> None:
     write_whole(path, content)
     say(f"written: {path}")
