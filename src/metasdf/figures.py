@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import textwrap
 import time
@@ -142,7 +143,7 @@ def trained(column: str, plan: Plan, *, say: Say) -> list[Method]:
         prior = load(run) if (run / "prior.safetensors").exists() else None
         if prior is None or not prior.card["validation"]:  # which the end of a training brings
             say(f"{LABELS[method]} is left out, its training is {'missing' if prior is None else 'not finished'}: metasdf reproduce "
-                f"{COLUMNS[column].table} --cell {cell.name} -w {plan.work}{' --scale small' if plan.small else ''}")  # fmt: skip
+                f"{COLUMNS[column].table} --cell {cell.name} -w {shlex.quote(str(plan.work))}{' --scale small' if plan.small else ''}")  # fmt: skip
             continue
         prior.experiment = replace(prior.experiment, name=asked.name, context=asked.context, n_test=asked.n_test)
         found.append(Method(cell, prior.to(plan.device)))
@@ -153,8 +154,8 @@ def trained(column: str, plan: Plan, *, say: Say) -> list[Method]:
 
 
 def qualitative(methods: Sequence[Method], store: Store, plan: Plan) -> tuple[Facts, Figure]:
-    """Shapes spread over the test split as every method sees them (main paper, figures of section 4)."""
-    rows = _rows(store, ROWS, plan)
+    """Test shapes of different digits as every method sees them (main paper, figures of section 4)."""
+    rows = _different(store, plan.limit or ROWS)
     fitted = [fit_steps(m.prior.conditioner, store, rows, m.prior.experiment, device=plan.device) for m in methods]
     shapes = [
         each[0]._replace(fields=np.stack([steps.fields[-1] for steps in each]), label=_label(store, row))
@@ -170,7 +171,7 @@ def qualitative(methods: Sequence[Method], store: Store, plan: Plan) -> tuple[Fa
 
 def field_per_step(store: Store, plan: Plan) -> tuple[Facts, Figure]:
     """Two digits by both shipped priors, from the learned initialisation to the last inner step."""
-    rows = _rows(store, 2, plan)
+    rows = _different(store, 2)
     priors = {context: load(name).to(plan.device) for context, name in SHIPPED.items()}
     fitted = {c: fit_steps(p.conditioner, store, rows, p.experiment, device=plan.device) for c, p in priors.items()}
     shapes = [
@@ -178,11 +179,19 @@ def field_per_step(store: Store, plan: Plan) -> tuple[Facts, Figure]:
         for k, row in enumerate(rows) for context, each in fitted.items()
     ]  # fmt: skip
     titles = ["start", *(f"step {j}" for j in range(1, len(shapes[0].fields)))]
-    facts = {"n": len(rows), "rows": rows.tolist(), "mse": {shape.label: shape.mse for shape in shapes}, "priors": list(SHIPPED.values())}
+    facts = {"n": len(rows), "rows": rows.tolist(), "mse": {context: [steps.mse for steps in each] for context, each in fitted.items()},
+             "priors": list(SHIPPED.values())}  # fmt: skip
     return facts, figure_fields(titles, shapes, note=NOTE)
 
 
 NOTE = f"Thick lines: zero level. Dashed: true contour. Thin lines: every {ISOLINE:g} image sides."
+
+
+def _different(store: Store, n: int) -> Rows:
+    """Test shapes in an order drawn by SEED, the first of each label; at most n."""
+    rows = np.random.default_rng(SEED).permutation(store.split("test"))
+    _, first = np.unique(store.arrays["labels"][rows], return_index=True)
+    return rows[np.sort(first)[:n]]
 
 
 def _label(store: Store, row: int) -> str:
@@ -213,7 +222,7 @@ def steps_against_iterations(methods: Sequence[Method], store: Store, plan: Plan
     rows = _rows(store, CURVE_SHAPES, plan)
     curves = {m.cell.method: curve(m.prior, store, rows, device=plan.device) for m in methods}
     facts = {"n": len(rows), "curves": {name: [point._asdict() for point in points] for name, points in curves.items()}}
-    return facts, figure_curves(curves)
+    return facts, figure_curves(curves, n=len(rows))
 
 
 @torch.no_grad()
@@ -295,7 +304,7 @@ def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, (time.perf_counter() - start) * 1e3
 
 
-def figure_curves(curves: dict[str, list[Point]]) -> Figure:
+def figure_curves(curves: dict[str, list[Point]], *, n: int) -> Figure:
     """MSE and wrong signs against milliseconds a shape, all axes logarithmic; the steps of a method stand beside its points."""
     figure = Figure(figsize=(9.0, 4.2), dpi=128, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -309,11 +318,12 @@ def figure_curves(curves: dict[str, list[Point]]) -> Figure:
             axes.loglog(x, y, markersize=3 if dense else 6, markeredgecolor="white", markeredgewidth=0.4, **line)
             for k in (0, len(points) - 1) if dense else range(len(points) if len(points) > 1 else 0):
                 axes.annotate(f"{points[k].steps}", (x[k], y[k]), xytext=(4, 4), textcoords="offset points", size=7, color=colour)
-        axes.set_xlabel("milliseconds per digit", size=8, color=INK)
+        axes.set_xlabel(f"milliseconds per digit, {n} digits in a batch", size=8, color=INK)
         axes.set_ylabel(title, size=8, color=INK)
         axes.tick_params(labelsize=7, colors=MUTED)
         axes.grid(True, which="major", color="#dfe3e8", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.08)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
@@ -338,7 +348,7 @@ def tsne(store: Store, plan: Plan) -> tuple[Facts, Figure]:
         same = float((digits[apart.argmin(1).numpy()] == digits).mean())
         facts["priors"][name] = {"components": moved.shape[1], "variance": share, "same_digit_nearest": same}
         spots = embed(n_components=2, perplexity=facts["perplexity"], init="pca", random_state=SEED).fit_transform(moved.numpy())
-        panels[f"{context}: nearest neighbour the same digit {100 * same:.0f} %"] = spots
+        panels[f"{context}, {len(rows):,} digits: nearest neighbour the same digit {100 * same:.0f} %"] = spots
     return facts, figure_tsne(panels, digits)
 
 
@@ -395,7 +405,7 @@ TITLES = {
     "speed": "Time to fit a shape",
 }  # fmt: skip
 TEXTS = {
-    "qualitative": "Truth, and the field that each method makes of {context}. Shapes spread evenly over the test split, not chosen.",
+    "qualitative": "Truth, and the field that each method makes of {context}. Test shapes of different digits, drawn by the seed.",
     "steps-against-iterations": "Error against test time on one batch of digits, dense context: MetaSDF from 0 to its last step, auto-decoders from "
     "0 to their last Adam iteration, set encoders at their only pass. Small numbers are steps. Times exclude judging.",
     "tsne": "t-SNE (perplexity {perplexity:.0f}) of phi - theta, all parameters of the field, reduced to 50 principal components before. Each mark "
@@ -424,9 +434,8 @@ def write_page(results: Path, pictures: Path, page: Path) -> None:
         else:
             link = Path(os.path.relpath((pictures / f"{name}.png").absolute(), page.parent.absolute())).as_posix()
             text.append(f"![{TITLES[name]}]({link})\n")
-        training = "; ".join(f"{m['label']} {_minutes(m)}, preset {m['preset']}" for m in facts.get("methods", ()))
-        by = f"Priors: {training}." if training else f"Priors: {', '.join(facts['priors'])}, as shipped."
+        by = "; ".join(f"{m['label']} ({_minutes(m)}, preset {m['preset']})" for m in facts.get("methods", ())) or ", ".join(facts["priors"])
         what = TEXTS["qualitative" if name.startswith(QUALITATIVE) else name].format(**facts)
         warning = "" if facts["comparable"] else " **A try on the 100 digits of the package, comparable with nothing.**"
-        text.append(f"{what} n = {facts['n']:,}, seed {facts['seed']}. {by} {facts['hardware']} (commit {facts['commit']}).{warning}\n")
+        text.append(f"{what} n = {facts['n']:,}, seed {facts['seed']}. Priors: {by}. {facts['hardware']} (commit {facts['commit']}).{warning}\n")
     write_whole(page, "\n".join(text).encode())
