@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from PIL import Image
 
 from metasdf import figures
 from metasdf.cli import cli
+from metasdf.data.digits import digit_parts
+from metasdf.data.mnist import MNIST
 from metasdf.data.prepare import prepare_slice
 from metasdf.data.store import Store
 from metasdf.errors import UsageError
@@ -155,8 +158,19 @@ def test_the_page(drawn: Drawn) -> None:
             image.load()
             assert image.width > 400
     row = drawn.facts("speed")["speed"]["metasdf"]
-    assert f"| MetaSDF | 5 gradient steps | {row['alone_ms']:.1f} | {row['batched_ms']:.1f} | {row['mse'] * 1e6:.1f} |" in text
+    assert f"| MetaSDF | 5 gradient steps | {row['alone_ms']:,.1f} | {row['batched_ms']:,.1f} | {row['mse'] * 1e6:,.1f} |" in text
     assert text.count("comparable with nothing") == text.count("n = ") == 5 and "trained " in text and "{" not in text
+
+
+def test_labels_of_one_and_of_three_digits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 255, (40, 28, 28), dtype=np.uint8)
+    images[:, :8] = 0
+    mnist = MNIST(images, np.arange(40, dtype=np.uint8) % 10, images, np.arange(40, dtype=np.uint8) % 10)
+    for name, label in (("mnist", "digit 7"), ("mnist-composite", "digits 045")):
+        parts = digit_parts(name, mnist, resolution=64, limit=12)
+        store = SimpleNamespace(meta={"rows": {part.name: [0, 0] for part in parts}}, arrays={"labels": [45 if "composite" in name else 7]})
+        assert figures._label(store, 0) == label  # type: ignore[arg-type]
 
 
 def test_every_figure_has_a_title_and_a_text() -> None:
@@ -199,7 +213,7 @@ def test_tsne_of_what_moves(drawn: Drawn, tmp_path: Path) -> None:
 def test_without_scikit_learn_the_extra_is_named(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(UsageError, match="scikit-learn") as caught:
-        draw(drawn.plan, out=tmp_path, page=tmp_path / "page.md", only=["tsne"], say=lambda text: None)
+        draw(drawn.plan, out=tmp_path, page=tmp_path / "page.md", say=lambda text: None)  # before any other figure is drawn
     assert "metasdf[figures]" in caught.value.fix and not list(tmp_path.glob("*.png"))
 
 

@@ -84,6 +84,8 @@ def draw(plan: Plan, *, out: Path, page: Path, only: Sequence[str] = (), say: Sa
         if not any(_fits(name, each) for each in names):
             raise UsageError(f"there is no figure {name!r}", fix=f"figures: {', '.join(names)}")
     chosen = [each for each in names if not only or any(_fits(name, each) for name in only)]
+    if "tsne" in chosen:
+        _tsne()  # what is missing is said before minutes are spent
     if not [each for each in chosen if _draw(each, plan, out=out, say=say)]:
         raise UsageError("there is nothing to draw", where=plan.work / "runs", cause="no method is trained",
                          fix=f"metasdf reproduce {COLUMNS[_column(chosen[0])].table} -w {plan.work}")  # fmt: skip
@@ -101,17 +103,15 @@ def _column(figure: str) -> str:
 
 
 def _draw(name: str, plan: Plan, *, out: Path, say: Say) -> bool:
-    column = _column(name)
-    store = _store(COLUMNS[column].test, plan)
-    figure: Figure | None
+    column, figure = _column(name), None
     if name in ("tsne", "field-per-step"):
-        facts, figure = (tsne if name == "tsne" else field_per_step)(store, plan)
+        facts, figure = (tsne if name == "tsne" else field_per_step)(_store("mnist", plan), plan)
     else:
         methods = trained(column, plan, say=lambda text: say(f"{name}: {text}"))
         if not methods:
             return False
         make = {"steps-against-iterations": steps_against_iterations, "speed": speed}.get(name, qualitative)
-        facts, figure = make(methods, store, plan)
+        facts, figure = make(methods, _store(COLUMNS[column].test, plan), plan)
         facts = {"methods": [method.facts for method in methods]} | facts
     about = {"figure": name, "comparable": not plan.small, "seed": SEED, "commit": commit(), "hardware": hardware(plan.device)}
     write_json(plan.results / f"{name}.json", about | facts)
@@ -135,7 +135,7 @@ def _rows(store: Store, n: int, plan: Plan) -> Rows:
 def trained(column: str, plan: Plan, *, say: Say) -> list[Method]:
     """The methods of a column that plan.work holds a finished run of, with the column's context; of the others, `say` how to make them."""
     found = []
-    for method in LABELS:
+    for method in STYLES:
         cell = Cell(column, method)
         asked = cell.experiment(preset=plan.preset)
         name = cell.experiment(context="dense", preset=plan.preset).name if asked.method.kind == "codes" else asked.name  # as in reproduce.fill
@@ -160,8 +160,8 @@ def qualitative(methods: Sequence[Method], store: Store, plan: Plan) -> tuple[Fa
     shapes = [
         each[0]._replace(fields=np.stack([steps.fields[-1] for steps in each]), label=_label(store, row))
         for row, *each in zip(rows, *fitted, strict=True)
-    ]  # fmt: skip
-    titles = [f"{textwrap.fill(m.label, 19)}\n{_minutes(m.facts)}" for m in methods]
+    ]
+    titles = [f"{textwrap.fill(m.label, 19)}\n{_training(m.facts)}" for m in methods]
     e = methods[0].prior.experiment
     context = f"{e.n_test:,} {'signed distances' if e.context == 'dense' else 'points of the zero level'}"
     facts = {"n": len(rows), "rows": rows.tolist(), "context": context,
@@ -195,12 +195,12 @@ def _different(store: Store, n: int) -> Rows:
 
 
 def _label(store: Store, row: int) -> str:
-    """The digits of a shape; of several digits a label is the number that they write."""
+    """What a test shape shows. Of three digits the label is the number that they write."""
     label = int(store.arrays["labels"][row])
-    return f"digit {label}" if "triple" not in store.meta.get("rows", {}) else f"digits {label:03d}"
+    return f"digits {label:03d}" if "triple-test" in store.meta["rows"] else f"digit {label}"
 
 
-def _minutes(facts: Facts) -> str:
+def _training(facts: Facts) -> str:
     seconds = facts["minutes"] * 60
     return f"trained {seconds / 60:.0f} min" if seconds >= 90 else f"trained {seconds:.0f} s"
 
@@ -264,12 +264,12 @@ def speed(methods: Sequence[Method], store: Store, plan: Plan) -> tuple[Facts, N
     ms: dict[str, list[tuple[float, float]]] = {m.cell.method: [] for m in methods}
     errors: dict[str, list[Tensor]] = {m.cell.method: [] for m in methods}
     for part in rounds:
-        for name, prior in methods:
+        for (_, name), prior in methods:
             context, x, truth = _observed(prior, store, part, device=plan.device)
             _, alone = _timed(partial(prior.conditioner, Observations(*(each[:1] for each in context))), plan.device)
             params, batched = _timed(partial(prior.conditioner, context), plan.device)
-            ms[name.method].append((alone, batched / len(part)))
-            errors[name.method].append(judge(prior.head.to_sdf(field(params, x, prior.conditioner.spec)), truth)[0])
+            ms[name].append((alone, batched / len(part)))
+            errors[name].append(judge(prior.head.to_sdf(field(params, x, prior.conditioner.spec)), truth)[0])
     table = {
         name: {"fit": _fit(prior), "alone_ms": statistics.median(a for a, _ in ms[name]), "batched_ms": statistics.median(b for _, b in ms[name]),
                "mse": float(torch.cat(errors[name]).mean())}
@@ -412,7 +412,7 @@ TEXTS = {
     "is a test digit. Distances between groups mean nothing; the share in the title is counted before t-SNE.",
     "field-per-step": "Two digits by the shipped priors, from the learned initialisation (start) to the last of five steps.",
     "speed": "From context to the parameters of the field, dense context: one shape alone, and a shape in a batch of {batch}; medians of {rounds} "
-    "rounds in which all methods take their turn. MSE x 1e-6 over the same shapes.",
+    "rounds in which all methods take their turn. MSE over the same shapes.",
 }  # fmt: skip
 
 
@@ -427,14 +427,15 @@ def write_page(results: Path, pictures: Path, page: Path) -> None:
         text.append(f"## {TITLES[name]}\n")
         if "speed" in facts:
             labels = {m["method"]: m["label"] for m in facts["methods"]}
-            text += ["| method | fit | ms alone | ms in a batch | MSE |", "|---|---|---|---|---|"]
+            text += ["| method | fit | ms alone | ms in a batch | MSE x 1e-6 |", "|---|---|---|---|---|"]
             for method, r in facts["speed"].items():
-                text.append(f"| {labels[method]} | {r['fit']} | {r['alone_ms']:.1f} | {r['batched_ms']:.1f} | {r['mse'] * 1e6:.1f} |")
+                mse = "not finite" if r["mse"] is None else f"{r['mse'] * 1e6:,.1f}"
+                text.append(f"| {labels[method]} | {r['fit']} | {r['alone_ms']:,.1f} | {r['batched_ms']:,.1f} | {mse} |")
             text.append("")
         else:
             link = Path(os.path.relpath((pictures / f"{name}.png").absolute(), page.parent.absolute())).as_posix()
             text.append(f"![{TITLES[name]}]({link})\n")
-        by = "; ".join(f"{m['label']} ({_minutes(m)}, preset {m['preset']})" for m in facts.get("methods", ())) or ", ".join(facts["priors"])
+        by = "; ".join(f"{m['label']} ({_training(m)}, preset {m['preset']})" for m in facts.get("methods", ())) or ", ".join(facts["priors"])
         what = TEXTS["qualitative" if name.startswith(QUALITATIVE) else name].format(**facts)
         warning = "" if facts["comparable"] else " **A try on the 100 digits of the package, comparable with nothing.**"
         text.append(f"{what} n = {facts['n']:,}, seed {facts['seed']}. Priors: {by}. {facts['hardware']} (commit {facts['commit']}).{warning}\n")
