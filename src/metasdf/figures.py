@@ -70,7 +70,7 @@ class Method(NamedTuple):
     def facts(self) -> Facts:
         training = self.prior.card["training"]
         return {"method": self.cell.method, "label": self.label, "minutes": round(training["seconds"] / 60, 2), "steps": training["steps"],
-                "preset": self.prior.experiment.preset, "commit": training["commit"]}  # fmt: skip
+                "preset": self.prior.experiment.preset, "commit": training["commit"], "fit": _fit(self.prior)}  # fmt: skip
 
 
 def draw(plan: Plan, *, out: Path, page: Path, only: Sequence[str] = (), say: Say) -> None:
@@ -271,9 +271,9 @@ def speed(methods: Sequence[Method], store: Store, plan: Plan) -> tuple[Facts, N
             ms[name].append((alone, batched / len(part)))
             errors[name].append(judge(prior.head.to_sdf(field(params, x, prior.conditioner.spec)), truth)[0])
     table = {
-        name: {"fit": _fit(prior), "alone_ms": statistics.median(a for a, _ in ms[name]), "batched_ms": statistics.median(b for _, b in ms[name]),
+        name: {"alone_ms": statistics.median(a for a, _ in ms[name]), "batched_ms": statistics.median(b for _, b in ms[name]),
                "mse": float(torch.cat(errors[name]).mean())}
-        for (_, name), prior in methods
+        for (_, name), _ in methods
     }  # fmt: skip
     return {"n": len(rows), "rounds": len(rounds), "batch": len(rounds[0]), "speed": table}, None
 
@@ -282,7 +282,7 @@ def _fit(prior: Prior) -> str:
     """What a method does with a new context."""
     model = prior.conditioner
     if isinstance(model, AutoDecoder):
-        return f"{model.config.steps} Adam iterations"
+        return f"{model.config.steps} Adam iterations" + (f" of {model.config.points} points" if model.config.points else "")
     return "one pass" if model.inner_steps is None else f"{model.inner_steps} gradient steps"
 
 
@@ -426,16 +426,17 @@ def write_page(results: Path, pictures: Path, page: Path) -> None:
         facts = json.loads(path.read_text())
         text.append(f"## {TITLES[name]}\n")
         if "speed" in facts:
-            labels = {m["method"]: m["label"] for m in facts["methods"]}
             text += ["| method | fit | ms alone | ms in a batch | MSE x 1e-6 |", "|---|---|---|---|---|"]
-            for method, r in facts["speed"].items():
+            for m in facts["methods"]:
+                r = facts["speed"][m["method"]]
                 mse = "not finite" if r["mse"] is None else f"{r['mse'] * 1e6:,.1f}"
-                text.append(f"| {labels[method]} | {r['fit']} | {r['alone_ms']:,.1f} | {r['batched_ms']:,.1f} | {mse} |")
+                text.append(f"| {m['label']} | {m['fit']} | {r['alone_ms']:,.1f} | {r['batched_ms']:,.1f} | {mse} |")
             text.append("")
         else:
             link = Path(os.path.relpath((pictures / f"{name}.png").absolute(), page.parent.absolute())).as_posix()
             text.append(f"![{TITLES[name]}]({link})\n")
-        by = "; ".join(f"{m['label']} ({_training(m)}, preset {m['preset']})" for m in facts.get("methods", ())) or ", ".join(facts["priors"])
+        methods = [f"{m['label']} ({_training(m)}, preset {m['preset']}, {m['fit']})" for m in facts.get("methods", ())]
+        by = "; ".join(methods or facts["priors"])
         what = TEXTS["qualitative" if name.startswith(QUALITATIVE) else name].format(**facts)
         warning = "" if facts["comparable"] else " **A try on the 100 digits of the package, comparable with nothing.**"
         text.append(f"{what} n = {facts['n']:,}, seed {facts['seed']}. Priors: {by}. {facts['hardware']} (commit {facts['commit']}).{warning}\n")
