@@ -173,7 +173,7 @@ def test_models(trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch, t
     assert card["name"] == "mnist-levelset" and card["experiment"]["n_test"] == 60 and card["card"]["training"]["steps"] == 12
     shutil.copy(trained[0] / "prior.safetensors", tmp_path / "mnist-levelset.safetensors")
     monkeypatch.setattr(priors, "SHIPPED", tmp_path)
-    assert good("models").stdout.startswith("mnist-levelset   2D, levelset context, ")
+    assert good("models").stdout.startswith("mnist-levelset  2D, levelset context, ")
     error = bad(2, "models", "mnist-lewelset")
     assert "there is no prior 'mnist-lewelset'" in error and "did you mean mnist-levelset?" in error
 

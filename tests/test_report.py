@@ -22,7 +22,7 @@ from metasdf.experiments import Experiment, mnist_dense, mnist_levelset
 from metasdf.fields import FieldSpec
 from metasdf.geometry.image import pixel_grid
 from metasdf.prior import build_conditioner
-from metasdf.report import Steps, draw_steps, figure_curve, figure_fit, figure_steps, fit_steps, png
+from metasdf.report import Steps, draw_steps, figure_curve, figure_fields, figure_fit, figure_steps, fit_steps, png
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,15 @@ def pixels(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_fields_beside_each_other() -> None:
+    row = steps(fields=np.stack([circle(0.2), np.full((32, 32), np.nan)]))
+    assert row.mse[0] == pytest.approx(0.01) and np.isnan(row.mse[1]) and np.isnan(row._replace(truth=None).mse).all()
+    figure = figure_fields(["one", "two\nlines"], [row, steps(fields=np.stack([circle(0.3), 1e9 * circle()]))], note="a note")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"truth", "one", "two\nlines", "MSE 1.0e-02", "MSE 0.0e+00", "not finite", "a circle", "a note"} <= set(texts)
+    assert pixels(png(figure)).std() > 20
 
 
 @pytest.mark.parametrize("rule", ["dense", "levelset"])

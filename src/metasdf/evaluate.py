@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metasdf.conditioning.base import Conditioner
 from metasdf.data.loader import Loader, check_dim, rows_of
@@ -54,9 +55,7 @@ def grid_errors(
         x, truth = (torch.from_numpy(np.stack([rows[:least] for rows in column])).to(device) for column in zip(*judged, strict=True))
         errors = []
         for params in model.trajectory(context, steps=steps)[0 if every_step else -1 :]:
-            s = head.to_sdf(field(params, x, model.spec))
-            e = (s - truth).double()
-            errors.append(torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100)))
+            errors.append(judge(head.to_sdf(field(params, x, model.spec)), truth))
         if not start:  # one array from the start: small ones that last would come to lie between the large freed blocks, and memory would grow
             values = np.empty((len(errors), 3, len(indices)))
         for step, found in enumerate(errors):
@@ -66,6 +65,12 @@ def grid_errors(
     means = values[..., good].mean(-1) if good.any() else np.full(values.shape[:2], np.nan)
     mse, mae, misclassified = means.T.tolist()
     return GridErrors(mse, mae, misclassified, n=int(good.sum()), failed=int((~good).sum()), shapes=values[-1, 0])
+
+
+def judge(s: Tensor, truth: Tensor) -> Tensor:
+    """MSE, MAE and percent of wrong signs of each of B shapes, (3, B) in double precision, of distances (B, M, 1) at the same points."""
+    e = (s - truth).double()
+    return torch.stack((e.square().mean((1, 2)), e.abs().mean((1, 2)), ((s < 0) != (truth < 0)).double().mean((1, 2)) * 100))
 
 
 DEFINITION = {

@@ -17,6 +17,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
@@ -37,6 +38,8 @@ DISTANCE_COLOURS = "RdBu"  # red inside, white at the zero level, blue outside
 ERROR_COLOURS = "magma"  # black where there is no error
 INK, MUTED, BROKEN = "#1b1f24", "#667080", "#c9ced6"
 GAP, LINE = 0.06, 0.13  # between panels, and the height of a line of text, in panel sides
+BAR_TICKS = (-0.3, -0.1, -0.02, 0.0, 0.02, 0.1, 0.3, 0.5)
+ISOLINE = 0.05  # distance from one thin line of a field to the next, in image sides
 
 
 class Steps(NamedTuple):
@@ -47,6 +50,12 @@ class Steps(NamedTuple):
     fields: FloatArray
     truth: FloatArray | None
     label: str = ""
+
+    @property
+    def mse(self) -> list[float]:
+        """Of each field; NaN for one that is not finite, and where the truth is not known."""
+        truth = np.nan if self.truth is None else self.truth
+        return np.square(self.fields - truth).mean((1, 2), dtype=np.float64).tolist()
 
 
 def draw_steps(
@@ -99,6 +108,33 @@ def figure_steps(rows: Sequence[Steps], *, panel: float = 1.25) -> Figure:
         top = index * (1 + GAP + LINE)
         corners = [(column * (1 + GAP), top) for column in range(len(titles))]
         _draw_row(axes, row, corners, size=size)
+    return figure
+
+
+def figure_fields(titles: Sequence[str], rows: Sequence[Steps], *, note: str = "", panel: float = 1.25) -> Figure:
+    """Rows of panels: a shape's true distances, then its fields, one under each title, with the MSE below. All share the colours of one bar.
+
+    The black line is the zero level, the dashed one the true contour, thin ones lie ISOLINE apart. `panel` is in inches, `note` below all.
+    """
+    lines = 1 + max(title.count("\n") for title in titles)
+    width, height, top = (len(titles) + 1) * (1 + GAP) - GAP, len(rows) * (1 + GAP + LINE), LINE * lines
+    bar, bottom = 0.55, LINE if note else 0.0
+    figure, axes = _canvas(width + bar, height + top + bottom, panel=panel, top=top)
+    truths = [np.asarray(row.truth) for row in rows]
+    size, norm = 6.4 * panel, _norm(_limit(np.stack(truths)))
+    for column, title in enumerate(("truth", *titles)):
+        axes.text(column * (1 + GAP) + 0.5, -0.04, title, ha="center", va="bottom", size=size, color=INK)
+    for index, (row, truth) in enumerate(zip(rows, truths, strict=True)):
+        notes = [row.label, *map(_mse_note, row.mse)]
+        for column, (values, text) in enumerate(zip((truth, *row.fields), notes, strict=True)):
+            corner = (column * (1 + GAP), index * (1 + GAP + LINE))
+            _draw_field(axes, corner, values, norm, truth=contour_lines(truth) if column else (), isolines=True)
+            axes.text(corner[0] + 0.5, corner[1] + 1.03, text, ha="center", va="top", size=0.85 * size, color=MUTED)
+    axes.text(0.0, height + 0.02, note, va="top", size=0.85 * size, color=MUTED)
+    cax = axes.inset_axes((width + 0.1, 0.0, 0.07, height - GAP - LINE), transform=axes.transData)
+    colours = figure.colorbar(ScalarMappable(norm, DISTANCE_COLOURS), cax=cax, ticks=[d for d in BAR_TICKS if abs(d) <= float(norm.vmax or 0)])
+    colours.set_label("signed distance (image sides)", size=0.85 * size, color=MUTED)
+    cax.tick_params(labelsize=0.75 * size, colors=MUTED)
     return figure
 
 
@@ -173,6 +209,10 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def _mse_note(mse: float) -> str:
+    return f"MSE {mse:.1e}" if np.isfinite(mse) else "not finite"
+
+
 def _step_titles(n: int) -> list[str]:
     return ["fitted"] if n == 1 else ["start", *(f"step {j}" for j in range(1, n))]
 
@@ -200,27 +240,33 @@ def _draw_row(axes: Axes, row: Steps, corners: list[tuple[float, float]], *, siz
     _draw_frame(axes, corners[0])
     axes.text(left + 0.5, top + 1.03, row.label, ha="center", va="top", size=small, color=MUTED)
 
-    for values, corner in zip(row.fields, corners[1:], strict=False):
-        finite = bool(np.isfinite(values).all())
-        _draw_image(axes, corner, values, DISTANCE_COLOURS, norm)
-        if finite:
-            _draw_lines(axes, corner, truth, linestyles=(0, (2, 1.5)), linewidths=0.6, colors=MUTED)
-            _draw_lines(axes, corner, contour_lines(values), linewidths=1.1, colors=INK)
-        _draw_frame(axes, corner)
+    for values, mse, corner in zip(row.fields, row.mse, corners[1:], strict=False):
+        _draw_field(axes, corner, values, norm, truth=truth)
         if row.truth is not None:
-            note = f"MSE {np.mean((values - row.truth) ** 2, dtype=np.float64):.1e}" if finite else "not finite"
-            axes.text(corner[0] + 0.5, top + 1.03, note, ha="center", va="top", size=small, color=MUTED)
+            axes.text(corner[0] + 0.5, top + 1.03, _mse_note(mse), ha="center", va="top", size=small, color=MUTED)
 
     if row.truth is not None:
-        _draw_image(axes, corners[-2], row.truth, DISTANCE_COLOURS, norm)
-        _draw_lines(axes, corners[-2], truth, linewidths=1.1, colors=INK)
-        _draw_frame(axes, corners[-2])
+        _draw_field(axes, corners[-2], row.truth, norm)
         error = np.abs(row.fields[-1] - row.truth)
         top_error = float(np.max(error, where=np.isfinite(error), initial=1e-6))
         _draw_image(axes, corners[-1], error, ERROR_COLOURS, Normalize(0.0, top_error))
         _draw_lines(axes, corners[-1], truth, linestyles=(0, (2, 1.5)), linewidths=0.6, colors="white")
         _draw_frame(axes, corners[-1])
         axes.text(corners[-1][0] + 0.5, top + 1.03, f"0 to {top_error:.2g}", ha="center", va="top", size=small, color=MUTED)
+
+
+def _draw_field(
+    axes: Axes, corner: tuple[float, float], values: FloatArray, norm: Normalize, *, truth: Sequence[FloatArray] = (), isolines: bool = False
+) -> None:  # fmt: skip
+    _draw_image(axes, corner, values, DISTANCE_COLOURS, norm)
+    if np.isfinite(values).all():
+        if isolines:
+            low, high = (int(d // ISOLINE) for d in np.clip((values.min(), values.max()), norm.vmin, norm.vmax))
+            thin = [line for level in range(low + 1, high + 1) if level for line in contour_lines(values - level * ISOLINE)]
+            _draw_lines(axes, corner, thin, linewidths=0.3, colors=INK, alpha=0.4)
+        _draw_lines(axes, corner, truth, linestyles=(0, (2, 1.5)), linewidths=0.6, colors=MUTED)
+        _draw_lines(axes, corner, contour_lines(values), linewidths=1.1, colors=INK)
+    _draw_frame(axes, corner)
 
 
 def _draw_image(axes: Axes, corner: tuple[float, float], values: FloatArray, colours: str, norm: Normalize) -> None:
