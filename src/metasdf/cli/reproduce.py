@@ -19,7 +19,7 @@ TABLES = {
 
 
 @click.command()
-@click.argument("what", type=click.Choice(list(TABLES)))
+@click.argument("what", type=click.Choice(list(TABLES)), metavar="TABLE|figures|figures3d|compare")
 @click.option("-w", "--work", type=path_type, default=Path("reproduce"), show_default=True, help="For data sets and runs; what it holds stays.")
 @click.option("--results", type=path_type,
               help="Folder of the JSON files, one a cell or figure.  [default: results/tables, results/figures; small: in WORK/results]")  # fmt: skip
@@ -92,7 +92,8 @@ def reproduce(
             from metasdf import figures3d
 
             numbers = (work / "results" if small else Path("results")) / "figures"
-            figures3d.draw(plan, out=out or (work / "figures" if small else Path("docs/images")), numbers=numbers, only=only, shapes=shapes, say=click.echo)
+            pictures = out or (work / "figures" if small else Path("docs/images"))
+            figures3d.draw(plan, out=pictures, numbers=numbers, only=only, shapes=shapes, say=click.echo)
             return
         for cell in cells([what], only):
             fill(cell, plan, say=click.echo)
