@@ -7,11 +7,15 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metasdf.conditioning.codes import AutoDecoder
 from metasdf.errors import UsageError
 from metasdf.experiments import EXPERIMENTS, METHODS, PRESETS, Experiment, TrainConfig, experiment, from_dict, override, to_dict
+from metasdf.fields import field
+from metasdf.prior import build_conditioner
 
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 every_2d = pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("mnist-")])
@@ -83,6 +87,18 @@ def test_the_baselines_in_3d_are_the_supplements(category: str) -> None:
     assert (codes.steps, codes.lr, codes.decay, codes.points, codes.prior_weight) == (800, 5e-3, 0.1, 8000, 1e-4)
     assert (pointnet.context, pointnet.field.width, len(pointnet.field.shapes) - 1) == ("levelset", 512, 5)
     assert pointnet.method.encoder_kind == "pointnet" and (pointnet.method.pointnet.blocks, pointnet.method.pointnet.width) == (5, 512)
+
+
+@every_preset
+def test_deepsdf_starts_within_its_clamp(preset: str) -> None:
+    """Beyond it there is no gradient: a field that starts there never learns."""
+    e = experiment("tables-deepsdf", preset=preset)
+    model = build_conditioner(e, n_tasks=8, generator=torch.Generator().manual_seed(0))
+    assert isinstance(model, AutoDecoder) and model.codes is not None
+    x = torch.rand(8, 200, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        out = field(model.decoder(model.codes), x, model.spec)
+    assert e.clamp == 0.1 and out.abs().max() < e.clamp and out.std() > 1e-4
 
 
 @every_2d

@@ -297,7 +297,17 @@ def fresh(spec: FieldSpec, seed: int, dtype: torch.dtype = torch.float64) -> Par
     return initialise(spec, generator=seeded(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize(("activation", "init"), [("relu", "standard"), ("relu", "spread"), ("relu", "geometric"), ("sine", "standard")])
+def test_uniform_initialisation_is_torchs_own() -> None:
+    """Weights and biases fill +-1/sqrt(inputs), as those of torch.nn.Linear do."""
+    for (weight, bias), (_, inn) in zip(fresh(spec := FieldSpec(width=400, init="uniform"), 0), spec.shapes, strict=True):
+        bound = inn**-0.5
+        assert weight.abs().max() <= bound and bias.abs().max() <= bound
+        if weight.numel() > 1000:
+            assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("activation", "init"), [("relu", "standard"), ("relu", "spread"), ("relu", "geometric"), ("relu", "uniform"),
+                                                  ("sine", "standard")])  # fmt: skip
 def test_initialisation_depends_on_its_generator_alone(activation: str, init: str) -> None:
     spec = FieldSpec(width=6, activation=activation, init=init)
     torch.manual_seed(98)  # the global generator must not matter

@@ -279,7 +279,7 @@ def _small_deepsdf(e: Experiment) -> Experiment:
     code_dim = 64
     return replace(
         e, n_context=1, n_query=2048,
-        field=FieldSpec(in_dim=3, width=256, hidden_layers=3, skip=(2,), narrow=code_dim + 3),
+        field=FieldSpec(in_dim=3, width=256, hidden_layers=3, skip=(2,), narrow=code_dim + 3, init="uniform"),
         method=replace(e.method, code_dim=code_dim, bias=replace(e.method.bias, layers=(0, 2)), codes=replace(e.method.codes, points=1024)),
         train=replace(e.train, lr=1e-3, lr_codes=1e-2, dropout=0.0),
     )  # fmt: skip

@@ -42,7 +42,7 @@ class FieldSpec:
     activation: Literal["relu", "sine"] = "relu"
     w0: float = 30.0  # frequency of the sine, Sitzmann et al. 2020 (SIREN); unused with ReLU
     frequencies: int = 0  # Fourier features: x, sin(2^k pi x), cos(2^k pi x) for k < frequencies; 0 feeds the coordinates themselves
-    init: Literal["standard", "spread", "geometric"] = "standard"  # see initialise
+    init: Literal["standard", "spread", "geometric", "uniform"] = "standard"  # see initialise
     skip: tuple[int, ...] = ()  # layers beyond the first, counted from 0, that see the encoded coordinates again, after the hidden features
     narrow: int = 0  # units fewer in the layer before such a one, so that what is put beside them fills its input up (DeepSDF)
 
@@ -52,8 +52,8 @@ class FieldSpec:
                 raise ValueError(f"FieldSpec.{name} must be at least {least}, got {getattr(self, name)}")
         if self.activation not in ("relu", "sine"):
             raise ValueError(f"FieldSpec.activation must be 'relu' or 'sine', got {self.activation!r}")
-        if self.init not in ("standard", "spread", "geometric"):
-            raise ValueError(f"FieldSpec.init must be 'standard', 'spread' or 'geometric', got {self.init!r}")
+        if self.init not in ("standard", "spread", "geometric", "uniform"):
+            raise ValueError(f"FieldSpec.init must be 'standard', 'spread', 'geometric' or 'uniform', got {self.init!r}")
         if self.init != "standard" and self.activation != "relu":
             raise ValueError(f"init={self.init!r} is meant for ReLU; use init='standard' with the sine")
         if list(self.skip) != sorted(set(self.skip)) or not all(0 < layer <= self.hidden_layers + 1 for layer in self.skip):
@@ -274,7 +274,8 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
     section 3.2). Spread: Kaiming weights, and biases that put the kink of each unit through a random point of the cube [-1/2, 1/2]^d, where
     shapes live: no unit starts dead, or linear, all over it (with zero biases about a tenth of a layer does, and no gradient revives those).
     Geometric: Phi starts near |x| - 1/2, the SDF of a sphere (Atzmon and Lipman 2020, theorem 1); Fourier features start switched off, and
-    so do coordinates that enter again.
+    so do coordinates that enter again. Uniform: weights and biases in +-1/sqrt(inputs), torch's default and DeepSDF's: outputs start within its
+    clamp of 0.1, beyond which there is no gradient; after Kaiming weights hardly any do.
     """
     layers = []
     last = len(spec.shapes) - 1
@@ -289,6 +290,9 @@ def initialise(spec: FieldSpec, *, generator: torch.Generator | None = None, dty
             else:
                 weight.normal_(0.0, math.sqrt(2.0 / out), generator=generator)
             weight[:, spec.in_dim if index == 0 else hidden :] = 0.0
+        elif spec.init == "uniform":
+            weight.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
+            bias.uniform_(-1.0 / math.sqrt(inn), 1.0 / math.sqrt(inn), generator=generator)
         elif spec.activation == "sine":
             bound = 1.0 / inn if index == 0 else math.sqrt(6.0 / inn) / spec.w0
             weight.uniform_(-bound, bound, generator=generator)

@@ -14,7 +14,7 @@ CODE_DIM = 256
 
 # "8 hidden layers of 512 units": 9 affine maps, 7 of them from hidden to hidden. Code and coordinates enter again at the fifth map; the one
 # before it is narrower by these 256 + 3 numbers, so that its input has 512 again.
-FIELD = FieldSpec(in_dim=3, width=512, hidden_layers=7, skip=(4,), narrow=CODE_DIM + 3)
+FIELD = FieldSpec(in_dim=3, width=512, hidden_layers=7, skip=(4,), narrow=CODE_DIM + 3, init="uniform")
 DECODER = BiasHypernetworkConfig(layers=(0, 4), weight_norm=True)
 DROPOUT = 0.2  # of every hidden layer, in training
 
