@@ -48,11 +48,11 @@ def measure(setting: Setting) -> dict[str, Any]:
     start = time.perf_counter()
     compiled.gradient()
     seconds = time.perf_counter() - start
-    exact = float(meta_loss(plain.model, plain.head, plain.parts[0]))
+    exact = meta_loss(plain.model, plain.head, plain.parts[0]).item()
     sides: dict[str, Side] = {name: clocked(work.gradient) for name, work in ((PLAIN, plain), (COMPILED, compiled), (FUSED, fused))}
     times = in_turn(sides, rounds=setting.rounds)
     rows = {name: {**summary(own), "speedup": ratio(times[PLAIN], own)} for name, own in times.items()}
-    return {"sides": rows, "compile_s": seconds, "difference": abs(float(compiled.loss) - exact) / exact}
+    return {"sides": rows, "compile_s": seconds, "difference": abs(compiled.loss.item() - exact) / exact}
 
 
 @click.command(help=__doc__.split("\n\n", maxsplit=1)[0])
