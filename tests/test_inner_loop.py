@@ -407,6 +407,22 @@ def test_checkpointing_keeps_nothing_per_point() -> None:
     assert kept_numbers(first_order, many) == kept_numbers(first_order, few)
 
 
+@every_gradient
+@pytest.mark.parametrize("steps", [9, 11, 20])
+def test_many_steps_are_checkpointed_in_runs(gradient: str, steps: int) -> None:
+    """The same values and gradients to the last bit; and of n steps no more parameters are kept than of about 2 sqrt(n)."""
+    context, query = observe(2, TASKS), observe(2, TASKS, seed=1)
+    results, kept = [], []
+    for flag in (False, True):
+        model = generic(SPECS["relu"], gradient=gradient, checkpoint=flag, rates="parameter_step", steps=steps, init_rate=1e-3)
+        results.append((*tensors(model(context)), *meta_gradients(model, context, query)))
+        assert len(model.trajectory(context)) == steps + 1
+        kept.append(kept_numbers(model, context))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    own = TASKS * SPECS["relu"].n_params
+    assert kept[1] <= (math.isqrt(steps) + 3) * own < steps * own < kept[0]
+
+
 @every_spec
 @every_gradient
 def test_a_batch_is_its_tasks_one_by_one(name: str, gradient: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from metasdf.heads import Head
 from metasdf.tasks import Observations
 
 RateKind = Literal["global", "step", "tensor", "parameter", "parameter_step"]
+FEW = 8  # steps whose parameters may all be kept when they are checkpointed; of n more, about 2 sqrt(n) are
 RATE_KINDS: tuple[RateKind, ...] = ("global", "step", "tensor", "parameter", "parameter_step")
 
 
@@ -169,8 +171,10 @@ def inner_loop(
     products: torch.dtype | None = None,
     curvature: Curvature | None = None,
     prune: bool = False,
+    last: bool = False,
 ) -> list[Params]:
-    """theta, phi_1, ..., phi_k: the parameters before the first step and after each.
+    """theta, phi_1, ..., phi_k: the parameters before the first step and after each; those after the last step alone, if `last`, which holds no
+    others in memory.
 
     second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
     (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
@@ -206,12 +210,12 @@ def inner_loop(
             grads = curvature(grads, products=products)
         return (descend if fused else _descend)(params, rates(j), grads)
 
-    path = [theta]
-    for j in range(config.steps if steps is None else steps):
-        if config.checkpoint and torch.is_grad_enabled() and second_order > 0.0:
-            path.append(_checkpointed(step, j, path[-1]))
-        else:
-            path.append(step(j, path[-1]))
+    path, n = [theta], config.steps if steps is None else steps
+    checkpointing = config.checkpoint and torch.is_grad_enabled() and second_order > 0.0
+    size = math.isqrt(n - 1) + 1 if checkpointing and n > FEW else 1
+    for first in range(0, n, size):
+        new = _checkpointed(step, range(first, min(first + size, n)), path[-1]) if checkpointing else [step(first, path[-1])]
+        path = new[-1:] if last else path + new
     return path
 
 
@@ -236,13 +240,20 @@ def pruned(context: Observations, params: Params, j: int, *, spec: FieldSpec, he
     return Observations(*(t.gather(-2, index.expand(*index.shape[:-1], t.shape[-1])) for t in context))
 
 
-def _checkpointed(step: Callable[[int, Params], Params], j: int, params: Params) -> Params:
-    """`step`, keeping only its input for the backward pass. Explicit gradients need one plain backward, which checkpointing supports."""
-    flat = [t for layer in params for t in layer]
+def _checkpointed(step: Callable[[int, Params], Params], steps: range, params: Params) -> list[Params]:
+    """The parameters after each of the steps, keeping only the first input for the backward pass, which computes the steps again, one by one where
+    they are several. Explicit gradients need one plain backward, which checkpointing supports."""
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        layers = tuple(Layer(w, b) for w, b in zip(tensors[0::2], tensors[1::2], strict=True))
-        return tuple(t for layer in step(j, layers) for t in layer)
+        path = [_layers(tensors)]
+        for j in steps:
+            path += [step(j, path[-1])] if len(steps) == 1 else _checkpointed(step, range(j, j + 1), path[-1])
+        return tuple(t for phi in path[1:] for layer in phi for t in layer)
 
+    flat = [t for layer in params for t in layer]
     out = checkpoint(run, *flat, use_reentrant=False)
-    return tuple(Layer(w, b) for w, b in zip(out[0::2], out[1::2], strict=True))
+    return [_layers(out[k : k + len(flat)]) for k in range(0, len(out), len(flat))]
+
+
+def _layers(flat: Sequence[Tensor]) -> Params:
+    return tuple(Layer(w, b) for w, b in zip(flat[0::2], flat[1::2], strict=True))
