@@ -171,10 +171,8 @@ def inner_loop(
     products: torch.dtype | None = None,
     curvature: Curvature | None = None,
     prune: bool = False,
-    last: bool = False,
 ) -> list[Params]:
-    """theta, phi_1, ..., phi_k: the parameters before the first step and after each; those after the last step alone, if `last`, which holds no
-    others in memory.
+    """theta, phi_1, ..., phi_k: the parameters before the first step and after each.
 
     second_order: 1 differentiates through the gradients (MAML, Meta-SGD), 0 treats them as constants and builds no graph inside them
     (first order), values between scale that part of the meta-gradient, so that training can move from one to the other.
@@ -214,8 +212,7 @@ def inner_loop(
     checkpointing = config.checkpoint and torch.is_grad_enabled() and second_order > 0.0
     size = math.isqrt(n - 1) + 1 if checkpointing and n > FEW else 1
     for first in range(0, n, size):
-        new = _checkpointed(step, range(first, min(first + size, n)), path[-1]) if checkpointing else [step(first, path[-1])]
-        path = new[-1:] if last else path + new
+        path += _checkpointed(step, range(first, min(first + size, n)), path[-1]) if checkpointing else [step(first, path[-1])]
     return path
 
 

@@ -39,18 +39,15 @@ class MetaSDF(Conditioner):
 
     def trajectory(self, context: Observations, *, steps: int | None = None) -> list[Params]:
         """theta, phi_1, ..., phi_k. Without grad mode nothing is kept but the parameters themselves."""
-        return self._descend(context, steps, last=False)
-
-    def forward(self, context: Observations, *, steps: int | None = None) -> Params:
-        return self._descend(context, steps, last=True)[-1]
-
-    def _descend(self, context: Observations, steps: int | None, *, last: bool) -> list[Params]:
         rates = self.rates.sequence(self.config.steps if steps is None else max(steps, 0))
         return inner_loop(
             self.theta, rates.__getitem__, context, spec=self.spec, head=self.head, config=self.config, steps=steps,
             second_order=self.second_order, products=self.products, curvature=self.curvature,
-            prune=self.pruning, last=last,
+            prune=self.pruning,
         )  # fmt: skip
+
+    def forward(self, context: Observations, *, steps: int | None = None) -> Params:
+        return self.trajectory(context, steps=steps)[-1]
 
     def project(self) -> None:
         self.rates.project()
