@@ -597,7 +597,7 @@ def test_dropout_wants_a_seed_for_each_task() -> None:
         ({"hidden_layers": -1}, "hidden_layers must be at least 0, got -1"),
         ({"frequencies": -1}, "frequencies must be at least 0"),
         ({"activation": "tanh"}, "'relu' or 'sine', got 'tanh'"),
-        ({"init": "zeros"}, "'standard', 'spread' or 'geometric', got 'zeros'"),
+        ({"init": "zeros"}, "'standard', 'spread', 'geometric' or 'uniform', got 'zeros'"),
         ({"init": "geometric", "activation": "sine"}, "init='geometric' is meant for ReLU"),
         ({"init": "spread", "activation": "sine"}, "init='spread' is meant for ReLU"),
         ({"skip": (0,)}, r"layers from 1 to 3 in rising order, got \(0,\)"),
