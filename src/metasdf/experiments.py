@@ -206,8 +206,6 @@ def solid_pointnet(category: str) -> Experiment:
 
 
 SOLIDS = {"dense": solid_dense, "levelset": solid_levelset, "partial": solid_partial, "deepsdf": solid_deepsdf, "pointnet": solid_pointnet}
-
-
 METHODS = {
     "cnp4": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=4)),
     "cnp9": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=9)),

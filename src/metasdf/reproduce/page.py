@@ -146,9 +146,11 @@ def _or_dash(value: float | None, form: str) -> str:
 DEPARTURES = """\
 - The published column is called l1-error; it is read as the mean squared error (docs/metrics.md says why). MSE x 1e-6, MAE x 1e-3, field units.
 - Every method of a column has the same wall-clock budget on one CPU core instead of the paper's epochs on a GPU; preset `cpu`: Muon, l1 outer
-  loss, averaged weights, bfloat16 products, fewer shapes and points a step, larger and decaying learning rates (docs/method.md).
+  loss, averaged weights, bfloat16 products where they are faster, fewer shapes and points a step, larger and decaying learning rates
+  (docs/method.md).
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
-- Auto-decoders are tested on 1,000 shapes, spread evenly over the test split: each takes hundreds of Adam steps.
+- Auto-decoders are tested on 1,000 shapes, spread evenly over the test split: each takes hundreds of Adam steps. Preset `cpu`: they train on 4,000
+  shapes drawn by the seed, and each step of a fit sees 256 points of the context.
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.
