@@ -23,7 +23,7 @@ from metasdf.conditioning.inner_loop import InnerLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec
 from metasdf.heads import Distance
-from metasdf.memory import saved_bytes
+from metasdf.memory import return_freed_memory, saved_bytes
 from metasdf.train import PRODUCTS, meta_loss
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "memory.png"
@@ -65,6 +65,8 @@ def used(setting: Setting, change: dict[str, Any], checkpoint: bool) -> tuple[in
         batch = discs(setting.batch, context=setting.context, query=setting.query, seed=setting.seed)
         return lambda: meta_loss(model, head, batch, products=products)
 
+    if not setting.keep:
+        return_freed_memory()
     setting = replace(setting, **change)
     loss, small = training_step(setting), training_step(replace(setting, batch=1, context=8, query=8))
     peak = peak_bytes(lambda: loss().backward(), warm_up=lambda: small().backward())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from metasdf.conditioning.inner_loop import InnerLoopConfig
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.fields import FieldSpec
 from metasdf.heads import Distance
-from metasdf.memory import GIB, available_bytes, choose, keep_freed_memory, model_bytes, saved_bytes, task_bytes
+from metasdf.memory import GIB, available_bytes, choose, keep_freed_memory, model_bytes, return_freed_memory, saved_bytes, task_bytes
 from metasdf.tasks import Observations, TaskBatch
 from metasdf.train import meta_loss
 
@@ -107,9 +108,32 @@ def test_keep_freed_memory() -> None:
     assert keep_freed_memory() is done
 
 
+GAPS = """
+import os, sys
+import torch
+from metasdf import memory
+
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+assert getattr(memory, sys.argv[1])()
+blocks = [torch.ones(2 << 20) for _ in range(20)]  # 8 MiB each
+held = resident()
+del blocks[::2]
+print((held - resident()) / 2**23)
+"""
+
+
+@pytest.mark.skipif(not return_freed_memory(), reason="the C library has no mallopt")
+@pytest.mark.parametrize(("how", "blocks"), [("return_freed_memory", 10), ("keep_freed_memory", 0)])
+def test_freed_blocks_between_others(how: str, blocks: int) -> None:
+    """In a process whose heap has no gaps yet."""
+    out = subprocess.run([sys.executable, "-c", GAPS, how], capture_output=True, text=True, check=True).stdout
+    assert float(out) == pytest.approx(blocks, abs=0.5)
+
+
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+    assert return_freed_memory() is False
 
 
 def test_a_c_library_without_mallopt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +210,8 @@ CHOICES: dict[str, tuple[dict[str, Any], tuple[int, bool] | None]] = {
     "all at once": ({"free": 1000}, (16, False)),
     "all at once, if just so": ({"free": 160}, (16, False)),
     "two groups": ({"free": 159}, (8, False)),
+    "steps that are computed twice, where groups would be many": ({"free": 16}, (4, True)),
+    "groups, where steps are computed three times": ({"free": 16, "again": 5 / 3}, (1, False)),
     "even groups rather than full ones": ({"free": 70}, (6, False)),  # 6 + 6 + 4, not 7 + 7 + 2
     "what is fixed counts": ({"free": 160, "fixed": 1}, (8, False)),
     "few groups before computing twice": ({"free": 64}, (6, False)),
@@ -228,7 +254,7 @@ def peak(step: Callable[[], object], path: Path) -> int:
 
 
 @pytest.mark.parametrize("gradient", ["fused", "explicit"])
-@pytest.mark.parametrize(("steps", "order"), [(1, 1.0), (5, 1.0), (5, 0.0)])
+@pytest.mark.parametrize(("steps", "order"), [(1, 1.0), (5, 1.0), (20, 1.0), (5, 0.0)])
 def test_the_need_of_a_task_bounds_the_peak(tmp_path: Path, gradient: Any, steps: int, order: float) -> None:
     tasks = 3
     model = MetaSDF(FieldSpec(width=64, hidden_layers=2), InnerLoopConfig(steps=steps, gradient=gradient))
@@ -244,6 +270,18 @@ def test_the_need_of_a_task_bounds_the_peak(tmp_path: Path, gradient: Any, steps
         measured = (peak(lambda: meta_loss(model, Distance(), batch).backward(), tmp_path / "trace.json") - model_bytes(model.parameters())) / tasks
         assert measured <= need < 2.2 * measured
     assert needs[True] < needs[False] if order and steps > 1 else needs[True] >= 0.9 * needs[False]
+
+
+@pytest.mark.parametrize("gradient", ["fused", "explicit"])
+def test_twenty_checkpointed_steps_take_little_more_than_five(tmp_path: Path, gradient: Any) -> None:
+    observed = Observations(torch.rand(2, 512, 2) - 0.5, torch.rand(2, 512, 1) - 0.5)
+    batch = TaskBatch(torch.arange(2), observed, observed)
+    peaks = {}
+    for steps in (5, 20):
+        model = MetaSDF(FieldSpec(width=128, hidden_layers=2), InnerLoopConfig(steps=steps, gradient=gradient, checkpoint=True))
+        model.zero_grad()
+        peaks[steps] = peak(lambda: meta_loss(model, Distance(), batch).backward(), tmp_path / "trace.json")  # noqa: B023
+    assert peaks[20] < 1.3 * peaks[5]
 
 
 def test_other_conditioners_have_no_inner_steps_to_compute_twice() -> None:

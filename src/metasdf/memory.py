@@ -23,15 +23,23 @@ GIB = 2**30
 def keep_freed_memory() -> bool:
     """Ask glibc to keep large freed blocks instead of returning each to the kernel: eager training on the CPU otherwise spends
     much of its time in page faults. True where it was done; elsewhere nothing happens."""
+    return _mallopt(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=256 << 20)
+
+
+def return_freed_memory() -> bool:
+    """The opposite, for where memory is short: every large block is the kernel's again when it is freed, so that no gaps stay between those in
+    use. Left alone, glibc keeps freed blocks of up to 32 MiB: 20 checkpointed steps then hold twice what they use. True where it was done."""
+    return _mallopt(mmap_threshold=1 << 20, trim_threshold=1 << 20, top_pad=0)
+
+
+def _mallopt(*, mmap_threshold: int, trim_threshold: int, top_pad: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl and other C libraries
         return False
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    done = [mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, (1 << 31) - 1), mallopt(top_pad, 256 << 20)]
-    return all(done)
+    return all([mallopt(-3, mmap_threshold), mallopt(-1, trim_threshold), mallopt(-2, top_pad)])
 
 
 def saved_bytes(step: Callable[[], Tensor]) -> int:
@@ -112,22 +120,25 @@ def _granted(root: Path) -> Iterator[int]:
 
 
 class Choice(NamedTuple):
-    """How the tasks of a step go through memory: how many at a time, whether inner steps are computed twice, and bytes at the peak."""
+    """How the tasks of a step go through memory: how many at a time, whether inner steps are computed again, and bytes at the peak."""
 
     at_once: int
     checkpoint: bool
     need: float
 
 
-AGAIN = 4 / 3  # time of a checkpointed step: of three passes the first is done twice (measured: 1.25 to 1.37)
+AGAIN = 4 / 3  # time of a checkpointed step: of three passes the first is done twice (measured: 1.2 to 1.37)
+AGAIN_IN_RUNS = 5 / 3  # of many steps, checkpointed in runs and one by one within them: three times (measured: 1.5 to 1.6)
 GROUP = 0.5  # time that one more group costs, in tasks: it sums gradients of all parameters (measured: 0.4 to 0.8 at 512 + 512 points)
 
 
-def choose(tasks: int, needs: Mapping[bool, float], *, fixed: float, free: float, split: int | None = None) -> Choice | None:
+def choose(
+    tasks: int, needs: Mapping[bool, float], *, fixed: float, free: float, split: int | None = None, again: float = AGAIN
+) -> Choice | None:
     """The way for `tasks` through `free` bytes that takes the least time, None where there is none.
 
     needs: bytes for one task without (False) and with (True) checkpointing, as far as that may be chosen; fixed: bytes whatever the tasks;
-    split: tasks at a time where that is not to be chosen.
+    split: tasks at a time where that is not to be chosen; again: time of a checkpointed step, relative to a plain one.
     """
     found = []
     for checkpoint, need in needs.items():
@@ -137,5 +148,5 @@ def choose(tasks: int, needs: Mapping[bool, float], *, fixed: float, free: float
             continue
         groups = math.ceil(tasks / at_once)
         at_once = at_once if split else math.ceil(tasks / groups)  # as even as they can be
-        found.append((tasks * (AGAIN if checkpoint else 1) + GROUP * groups, Choice(at_once, checkpoint, fixed + need * at_once)))
+        found.append((tasks * (again if checkpoint else 1) + GROUP * groups, Choice(at_once, checkpoint, fixed + need * at_once)))
     return min(found)[1] if found else None

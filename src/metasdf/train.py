@@ -24,6 +24,7 @@ from metasdf import familiar
 from metasdf.checkpoint import load_state, plain, save_state, write_json
 from metasdf.conditioning.base import Conditioner
 from metasdf.conditioning.codes import CODES
+from metasdf.conditioning.inner_loop import FEW
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.store import Store
@@ -33,7 +34,7 @@ from metasdf.errors import CheckpointError, TrainingError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import Dropout, Params, field
 from metasdf.heads import Head, make_head
-from metasdf.memory import GIB, available_bytes, choose, model_bytes, task_bytes
+from metasdf.memory import AGAIN, AGAIN_IN_RUNS, GIB, available_bytes, choose, model_bytes, return_freed_memory, task_bytes
 from metasdf.optim import GroupedAdam
 from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations, TaskBatch
@@ -497,7 +498,7 @@ class Trainer:
     # -- surroundings --------------------------------------------------------------------------------------------------------------
 
     def _fit_memory(self) -> None:
-        """All tasks of a step at once where they fit; else in groups, or with inner steps computed twice, whichever takes less time.
+        """All tasks of a step at once where they fit; else in groups, or with inner steps computed again, whichever takes less time.
 
         None of it changes a number but by rounding. So it is no part of the configuration, and another machine may choose otherwise.
         Raises TrainingError where nothing fits.
@@ -516,7 +517,8 @@ class Trainer:
         if isinstance(model, MetaSDF) and (model.config.checkpoint or not self.may_checkpoint):
             needs = {model.config.checkpoint: needs[model.config.checkpoint]}
         fixed = 5 * model_bytes(p for _, p in self._parameters())  # parameters, gradients, two moments, averages
-        choice = choose(tasks, needs, fixed=fixed, free=0.9 * free, split=e.train.split)
+        again = AGAIN_IN_RUNS if e.inner.steps > FEW else AGAIN
+        choice = choose(tasks, needs, fixed=fixed, free=0.9 * free, split=e.train.split, again=again)
         if choice is None:
             fewest = min(e.train.split or 1, tasks)
             raise TrainingError(f"a training step needs about {(fixed + min(needs.values()) * fewest) / GIB:.2f} GiB even for {fewest} at a time, "
@@ -528,12 +530,14 @@ class Trainer:
         self.at_once = choice.at_once
         if isinstance(model, MetaSDF):
             model.config = replace(model.config, checkpoint=choice.checkpoint)
+        if choice.checkpoint:
+            return_freed_memory()
         whole = fixed + next(iter(needs.values())) * tasks
         line = f"memory: about {whole / GIB:.2f} GiB for a step of {tasks} shapes"
         line += f" on each of {group.size} processes" if group.size > 1 else ""
         line += f", {free / GIB:.1f} GiB free" if math.isfinite(free) else ""
         ways = [f"{choice.at_once} at a time"] if choice.at_once < tasks else []
-        ways += ["each inner step computed twice (a third more time)"] if choice.checkpoint and not e.inner.checkpoint else []
+        ways += [f"inner steps computed again ({again:.1f} times the time)"] if choice.checkpoint and not e.inner.checkpoint else []
         self.monitor.say(line + (f"; so {', '.join(ways)}: about {choice.need / GIB:.2f} GiB" if ways else ""))
 
     @contextmanager
