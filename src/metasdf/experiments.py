@@ -261,16 +261,22 @@ def _cpu_metasdf(e: Experiment) -> Experiment:
 
 
 def _cpu_solid(e: Experiment) -> Experiment:
-    """3D: five layers of 128 sines in place of up to nine of 512 ReLUs, and an eighth or less of the points."""
+    """3D: five layers of 128 units that see three Fourier frequencies of their coordinates, in place of up to nine of 512; the recipe of 2D, and a
+    twentieth of the points or less. Squared errors inside, which these rates suit better than l1 (results/recipes/solids)."""
     small = replace(
-        e, preset="cpu", n_context=1024, n_query=1024, n_test=4096 if e.context == "dense" else 2048,
-        field=FieldSpec(in_dim=3, out_dim=e.field.out_dim, width=128, hidden_layers=3, activation="sine", w0=15.0),
-        inner=replace(e.inner, init_rate=1e-2, constraint="clip"),
-        train=replace(e.train, batch=8, lr=3e-4, schedule="cosine", halve_at=(), warmup=20, clip=1.0, clip_value=None, ema=0.998),
+        e, preset="cpu", n_context=512, n_query=512, n_test=4096 if e.context == "dense" else 2048,
+        field=FieldSpec(in_dim=3, out_dim=e.field.out_dim, width=128, hidden_layers=3, frequencies=3, init="spread"),
+        train=replace(
+            e.train, batch=4, optimiser="muon", lr=1e-3, lr_muon=2e-2, schedule="cosine", halve_at=(), warmup=20, clip=1.0, clip_value=None,
+            ema=0.998, products="auto",
+        ),
     )  # fmt: skip
-    if e.method.kind == "codes":
-        return _small_deepsdf(small)
-    return _small_pointnet(small) if e.method.kind == "encoder" else small
+    own = {"metasdf": _small_metasdf, "codes": _small_deepsdf}
+    return own.get(e.method.kind, _small_pointnet)(small)
+
+
+def _small_metasdf(e: Experiment) -> Experiment:
+    return _cpu_metasdf(replace(e, inner_norm="squared"))
 
 
 def _small_deepsdf(e: Experiment) -> Experiment:
@@ -280,12 +286,12 @@ def _small_deepsdf(e: Experiment) -> Experiment:
         e, n_context=1, n_query=2048,
         field=FieldSpec(in_dim=3, width=256, hidden_layers=3, skip=(2,), narrow=code_dim + 3, init="uniform"),
         method=replace(e.method, code_dim=code_dim, bias=replace(e.method.bias, layers=(0, 2)), codes=replace(e.method.codes, points=1024)),
-        train=replace(e.train, lr=1e-3, lr_codes=1e-2, dropout=0.0),
+        train=replace(e.train, batch=8, optimiser="adam", lr=1e-3, lr_codes=1e-2, dropout=0.0, products="float32"),
     )  # fmt: skip
 
 
 def _small_pointnet(e: Experiment) -> Experiment:
-    return replace(e, method=replace(e.method, code_dim=128, pointnet=replace(e.method.pointnet, width=128)))
+    return replace(e, n_context=1024, n_query=1024, method=replace(e.method, code_dim=128, pointnet=replace(e.method.pointnet, width=128)))
 
 
 def _cpu_encoder(e: Experiment) -> Experiment:
