@@ -26,8 +26,8 @@ PLACE = np.array([5e6, -2e5, 30.0])  # as maps have them
 
 
 def ball(rule: str, *, rate: float = 1e-6) -> Prior:
-    e = experiment(f"tables-{rule}")
-    e = replace(e, n_test=200, category=None, field=replace(e.field, activation="relu", init="geometric", width=2048, hidden_layers=0),
+    e = experiment(f"tables-{rule}", preset="paper")
+    e = replace(e, n_test=200, category=None, field=replace(e.field, width=2048, hidden_layers=0),
                 inner=replace(e.inner, init_rate=rate, steps=2))  # fmt: skip
     return Prior(e, build_conditioner(e, generator=torch.Generator().manual_seed(0))).eval()
 

@@ -1,4 +1,4 @@
-"""The demo: shipped priors meet digits they never saw, and the results go on one page that needs nothing but a browser."""
+"""The demo: shipped priors meet digits and a table they never saw, and the results go on a page that needs nothing but a browser."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from metasdf import demo3d
 from metasdf.data.loader import ImageShapes
 from metasdf.data.mnist import CREDIT, LICENCE, load_slice
 from metasdf.data.prepare import prepare_slice
@@ -54,17 +55,19 @@ class Result(NamedTuple):
 
 
 def run(
-    out: Path, *, say: Callable[[str], None], priors: Sequence[Prior] | None = None, rows: NDArray[np.int64] | None = None,
-    shown: Sequence[int] = SHOWN,
+    out: Path, *, say: Callable[[str], None], priors: Sequence[Prior] | None = None, tables: Prior | None = None,
+    rows: NDArray[np.int64] | None = None, shown: Sequence[int] = SHOWN, resolution: int = 128,
 ) -> Path:  # fmt: skip
-    """Fit the priors (None: the shipped ones) to the shipped test digits, and write OUT/index.html with its pictures. Returns the page.
+    """Fit the priors (None: the shipped ones) to the shipped test digits, and that of tables to points on a table; write OUT/index.html with its
+    pictures. Returns the page.
 
-    rows: which of the 100 digits are measured (None: all); shown: which are drawn. Raises UsageError if OUT cannot be written or a
-    shipped prior is missing.
+    rows: which of the 100 digits are measured (None: all); shown: which are drawn; resolution: of the table's mesh. Raises UsageError if OUT
+    cannot be written or a shipped prior is missing.
     """
     started = time.perf_counter()
     out = Path(out)
     priors = [load(name) for name in NAMES] if priors is None else priors
+    tables = load(demo3d.NAME) if tables is None else tables
     rows = np.arange(100) if rows is None else rows
     labels = load_slice()[1]
     say(f"fitting {len(rows)} test digits on {hardware(torch.device('cpu'))}")
@@ -75,16 +78,19 @@ def run(
         for prior in priors:
             results.append(_measure(prior, store, rows, np.array(shown), [f"digit {labels[i]}" for i in shown]))
             say(f"  {prior.name} done, {time.perf_counter() - started:.0f} s")
+    solid = demo3d.run(out, tables, resolution=resolution)
+    say(f"  {tables.name} done, {time.perf_counter() - started:.0f} s")
     curve = png(figure_curve({r.prior.name: r.errors.mse for r in results}, ylabel="MSE, mean over digits"))
     write_whole(out / "curve.png", curve)
     figures = {result.prior.name: png(figure_steps(result.steps)) for result in results}
     for name, figure in figures.items():
         write_whole(out / f"{name}.png", figure)
     write_whole(out / "steps.png", png(figure_steps([steps for result in results for steps in result.steps[:2]])))
-    commands = next_commands(out, priors)
+    commands = next_commands(out, priors, tables)
     page = out / "index.html"
-    write_whole(page, render(results, figures, curve, commands, n=len(rows)).encode())
+    write_whole(page, render(results, solid, figures, curve, commands, n=len(rows)).encode())
     say(table(results))
+    say(demo3d.told(solid))
     say(f"page: {page}   ({time.perf_counter() - started:.0f} s in all)\n\nnext, on your own shapes:")
     for what, command in commands:
         say(f"  # {what}\n  {command}")
@@ -112,15 +118,17 @@ def table(results: Sequence[Result]) -> str:
     return stream.getvalue().rstrip()
 
 
-def next_commands(out: Path, priors: Sequence[Prior]) -> list[tuple[str, str]]:
+def next_commands(out: Path, priors: Sequence[Prior], tables: Prior) -> list[tuple[str, str]]:
     """(what it does, command) pairs, ready to paste."""
-    digit, samples, outline, mine = (shlex.quote(str(out / name)) for name in ("try/digit.png", "try/samples.csv", "try/outline.csv", "mine"))
+    names = ("try/digit.png", "try/samples.csv", "try/outline.csv", "mine", demo3d.SCAN, "mine/table.ply")
+    digit, samples, outline, mine, scan, mesh = (shlex.quote(str(out / name)) for name in names)
     kinds = {
         True: ("an image, or signed distances x,y,s; try a PNG or CSV of your own", f"{digit} {samples}"),
         False: ("nothing but points x,y on an outline", outline),
     }
     return [
         *((kinds[p.needs_values][0], f"metasdf reconstruct {kinds[p.needs_values][1]} -m {p.name} -o {mine}") for p in priors),
+        ("a scan: points x y z on a surface, or any mesh file; a table of your own", f"metasdf reconstruct {scan} -m {tables.name} -o {mesh}"),
         ("the whole data set, downloaded (11 MB) and turned into distance functions", "metasdf prepare mnist -o data"),
         ("a prior of your own; typed again, the command goes on", "metasdf train mnist-levelset --data data --run run --budget 90m"),
         ("its errors on the 10,000 test digits", "metasdf evaluate run --data data"),
@@ -143,9 +151,9 @@ def _csv(header: str, rows: NDArray[np.floating]) -> bytes:
 
 
 def render(
-    results: Sequence[Result], figures: dict[str, bytes], curve: bytes, commands: Sequence[tuple[str, str]], *, n: int
+    results: Sequence[Result], solid: demo3d.Table, figures: dict[str, bytes], curve: bytes, commands: Sequence[tuple[str, str]], *, n: int
 ) -> str:
-    """The page as HTML: no script, no address outside itself."""
+    """The page as HTML: no script, no address outside itself but the mesh's page beside it."""
     environment = Environment(loader=PackageLoader("metasdf"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = [
         {
@@ -156,5 +164,6 @@ def render(
         for r in results
     ]  # fmt: skip
     return environment.get_template("demo.html.j2").render(
-        results=rows, curve=data_uri(curve), commands=commands, n=n, hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE
-    )
+        results=rows, solid=solid, table=data_uri(solid.picture), curve=data_uri(curve), commands=commands, n=n, hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE,
+        table_credit=demo3d.CREDIT, table_licence=demo3d.LICENCE,
+    )  # fmt: skip
