@@ -103,8 +103,7 @@ def test_the_mesh_to_turn_stands_alone(finished: tuple[Path, list[str]]) -> None
 
 def test_the_scan_is_bare_points_on_the_table(finished: tuple[Path, list[str]]) -> None:
     points = np.loadtxt(finished[0] / demo3d.SCAN)
-    table = read_mesh(Path(demo3d.__file__).parent / "data" / "table_example" / "oaktable.ply")
-    assert points.shape == (demo3d.POINTS, 3) and unsigned_distance(table, points).max() < 1e-4
+    assert points.shape == (demo3d.POINTS, 3) and unsigned_distance(demo3d.example_table(), points).max() < 1e-4
 
 
 def test_points_are_drawn_as_octahedra() -> None:

@@ -44,8 +44,7 @@ class Table(NamedTuple):
 
 def run(out: Path, prior: Prior, *, resolution: int = 128) -> Table:
     """Write the scan into OUT and reconstruct it, as `metasdf reconstruct` does, to OUT/table.glb, with table.png and table.html beside it."""
-    with as_file(files("metasdf") / "data" / "table_example" / "oaktable.ply") as path:
-        truth = read_mesh(path)
+    truth = example_table()
     points = surface_points(truth, POINTS, rng=np.random.default_rng(0)).points
     scan = out / SCAN
     write_whole(scan, "\n".join([*(" ".join(f"{v:.5f}" for v in row) for row in points), ""]).encode())
@@ -59,6 +58,12 @@ def run(out: Path, prior: Prior, *, resolution: int = 128) -> Table:
     viewer = "table.html"
     write_whole(out / viewer, turnable(done.mesh).encode())
     return Table(prior, done.summary, float(np.ptp(truth.vertices, axis=0).max()), picture, viewer)
+
+
+def example_table() -> Mesh:
+    """The table that ships with the package, in centimetres, y up."""
+    with as_file(files("metasdf") / "data" / "table_example" / "oaktable.ply") as path:
+        return read_mesh(path)
 
 
 def told(table: Table) -> str:
