@@ -272,3 +272,13 @@ def test_configs_are_values() -> None:
     assert override(Other(), "size", "2") == Other(2)
     with pytest.raises(AttributeError):
         e.n_context = 3  # type: ignore[misc]
+
+
+def test_mirrors() -> None:
+    assert override(experiment("chairs-dense"), "train.mirror", "0,2").train.mirror == (0, 2)
+    assert from_dict(Experiment, to_dict(experiment("tables-levelset"))).train.mirror == (0, 2)
+    assert not any(experiment(name, preset="paper").train.mirror for name in EXPERIMENTS)
+    for name, axes, what in (("mnist-dense", "2", "axes of a 2D shape"), ("chairs-deepsdf", "0", "must be empty for an auto-decoder")):
+        with pytest.raises(UsageError) as caught:
+            override(experiment(name), "train.mirror", axes)
+        assert what in str(caught.value)

@@ -47,6 +47,23 @@ def test_a_task_is_of_its_shape(store: Store, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+def test_mirrored_tasks_are_of_mirrored_shapes(store: Store, rule: str) -> None:
+    """Both ways come along each of the axes, in the context as in the query, and along no other."""
+    drawn = Loader(store, indices=store.split("train"), rule=rule, n_context=60, n_query=80, batch=3, seed=0, mirror=(0, 1))  # type: ignore[arg-type]
+    found = set()
+    for step in range(12):
+        batch = drawn.batch(step)
+        for k, task in enumerate(batch.task.tolist()):
+            fits = []
+            for sign in ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (-1, -1, 1)):
+                close = [np.abs(o.y[k, :, 0].numpy() - distance(task, o.x[k].numpy() * sign)).max() < 1e-5 for o in (batch.context, batch.query)]
+                fits += [sign] if all(close) else []
+            assert len(fits) == 1
+            found.add(fits[0])
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
 def test_a_batch_depends_on_seed_and_step_only(store: Store, rule: str) -> None:
     forward = [loader(store, rule).batch(step) for step in range(3)]
     for step in (2, 0, 1):

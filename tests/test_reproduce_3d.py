@@ -46,7 +46,8 @@ def tiny(name: str, *, preset: str) -> Experiment:
     e = experiment(name, preset=preset)
     field = replace(e.field, activation="relu", init="geometric", frequencies=0, width=64, hidden_layers=1, skip=(), narrow=0)
     method = replace(e.method, code_dim=8, bias=replace(e.method.bias, layers=(0,)), codes=replace(e.method.codes, steps=5, points=None))
-    return replace(e, n_context=40, n_query=40, n_test=200, field=field, method=method, inner=replace(e.inner, steps=2, init_rate=1e-4, curvature="diagonal"),
+    inner = replace(e.inner, steps=2, init_rate=1e-4, curvature="diagonal")
+    return replace(e, n_context=40, n_query=40, n_test=200, field=field, method=method, inner=inner,
                    train=replace(e.train, batch=2, epochs=2, ema=0.0, optimiser="adam", lr=3e-4))  # fmt: skip
 
 

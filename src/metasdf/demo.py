@@ -164,6 +164,6 @@ def render(
         for r in results
     ]  # fmt: skip
     return environment.get_template("demo.html.j2").render(
-        results=rows, solid=solid, table=data_uri(solid.picture), curve=data_uri(curve), commands=commands, n=n, hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE,
-        table_credit=demo3d.CREDIT, table_licence=demo3d.LICENCE,
-    )  # fmt: skip
+        results=rows, solid=solid, table=data_uri(solid.picture), curve=data_uri(curve), commands=commands, n=n,
+        hardware=hardware(torch.device("cpu")), credit=CREDIT, licence=LICENCE, table_credit=demo3d.CREDIT, table_licence=demo3d.LICENCE,
+    )

@@ -46,6 +46,7 @@ class TrainConfig:
     anneal: float = 0.2  # fraction of the training over which `anneal` raises the second-order part from 0 to 1
     multistep: float = 0.0  # fraction of the training over which the loss after every inner step counts, ever less, beside the last one's
     near: float = 0.0  # share of the query drawn near the surface, see tasks.NEAR
+    mirror: tuple[int, ...] = ()  # axes along which a shape is reflected, or not, each time it is drawn: more shapes, of symmetric categories
     dropout: float = 0.0  # probability with which a hidden unit is switched off at a point of the query
     epochs: int = 50  # used where no wall-clock budget is given
     split: int | None = None  # tasks in memory at a time, the same numbers to rounding; None: chosen from free memory
@@ -68,6 +69,7 @@ class TrainConfig:
             ("anneal", 0 <= self.anneal <= 1, "between 0 and 1"),
             ("multistep", 0 <= self.multistep <= 1, "between 0 and 1"),
             ("near", 0 <= self.near <= 1, "between 0 and 1"),
+            ("mirror", all(axis in (0, 1, 2) for axis in self.mirror), "axes of 0, 1, 2"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("split", self.split is None or self.split >= 1, "none, or at least 1"),
@@ -121,6 +123,10 @@ class Experiment:
         for name in ("n_context", "n_query", "n_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Experiment.{name} must be at least 1, got {getattr(self, name)}")
+        if any(axis >= self.field.in_dim for axis in self.train.mirror):
+            raise ValueError(f"TrainConfig.mirror must be axes of a {self.field.in_dim}D shape, got {self.train.mirror}")
+        if self.train.mirror and self.method.kind == "codes":
+            raise ValueError("TrainConfig.mirror must be empty for an auto-decoder, whose code stands for a shape as it is")
         if self.clamp is not None and not self.clamp > 0:
             raise ValueError(f"Experiment.clamp must be none, or above 0, got {self.clamp}")
 
@@ -146,6 +152,7 @@ def with_fourier(experiment: Experiment, *, frequencies: int = 3, width: int = 2
 
 
 CATEGORIES = ("planes", "tables", "chairs")
+MIRRORED = {"planes": (0,), "tables": (0, 2), "chairs": (0,)}  # left and right are alike, of tables front and back too
 
 
 def solid_dense(category: str) -> Experiment:
@@ -268,7 +275,7 @@ def _cpu_solid(e: Experiment) -> Experiment:
         field=FieldSpec(in_dim=3, out_dim=e.field.out_dim, width=128, hidden_layers=3, frequencies=3, init="spread"),
         train=replace(
             e.train, batch=4, optimiser="muon", lr=1e-3, lr_muon=2e-2, schedule="cosine", halve_at=(), warmup=20, clip=1.0, clip_value=None,
-            ema=0.998, products="auto",
+            ema=0.998, products="auto", mirror=() if e.method.kind == "codes" else MIRRORED.get(e.category or "", ()),
         ),
     )  # fmt: skip
     own = {"metasdf": _small_metasdf, "codes": _small_deepsdf}

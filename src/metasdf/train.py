@@ -172,7 +172,7 @@ class Trainer:
         check_dim(self.store, e.field.in_dim, whose=e.name)
         self.loader = Loader(
             self.store, indices=training_shapes(self.store, e), rule=e.context, n_context=e.n_context, n_query=e.n_query,
-            batch=e.train.batch, seed=e.train.seed, near=e.train.near, rank=self.group.rank, ranks=self.group.size,
+            batch=e.train.batch, seed=e.train.seed, near=e.train.near, mirror=e.train.mirror, rank=self.group.rank, ranks=self.group.size,
         )
         _check_fits(e)
         n_tasks = int(self.loader.indices.max()) + 1

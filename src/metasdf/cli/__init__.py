@@ -339,7 +339,7 @@ def models(name: str | None) -> None:
     for each in names:
         prior = load(each)
         found = prior.card.get("metrics", {})
-        tested = f"test MSE {found.get('mse', float('nan')):.3g}" if prior.dim == 2 else f"test IoU {found['iou']['mean']:.2f}" if found else "no test"
+        tested = f"test IoU {found['iou']['mean']:.2f}" if "iou" in found else f"test MSE {found.get('mse', float('nan')):.3g}"
         click.echo(f"{each:{max(map(len, names))}s}  {prior.dim}D, {prior.experiment.context} context, "
                    f"{sum(p.numel() for p in prior.parameters()):,} numbers, {tested}")  # fmt: skip
 

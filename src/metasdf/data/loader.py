@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -143,18 +144,19 @@ class Loader:
     """Tasks of the shapes at `indices`: `batch(step)` for training, `tasks(indices)` for evaluation.
 
     seed, epoch and task key every draw, so a resumed, reordered or distributed run sees the same points.
+    mirror: axes along which each draw is reflected, or not, by chance: distances stay what they are.
     rank, ranks: `batch` gives this process's part of the tasks; the parts of all processes, in turn, are the batch of one alone.
     """
 
     def __init__(
         self, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, n_query: int, batch: int, seed: int,
-        near: float = 0.0, rank: int = 0, ranks: int = 1,
+        near: float = 0.0, mirror: Sequence[int] = (), rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
         if not len(indices):
             raise UsageError("the split holds no shapes", where=store.path, fix="prepare the data set with more shapes")
         self.shapes, self.path = shapes_of(store), store.path
         self.indices = indices
-        self.rule, self.n_context, self.n_query, self.near, self.seed = rule, n_context, n_query, near, seed
+        self.rule, self.n_context, self.n_query, self.near, self.mirror, self.seed = rule, n_context, n_query, near, list(mirror), seed
         self.batch_size = min(batch, len(self.indices))
         self.steps_per_epoch = max(1, len(self.indices) // self.batch_size)
         self.rank, self.ranks = rank, ranks
@@ -179,7 +181,8 @@ class Loader:
             dense = self.rule == "dense"
             shape = self.shapes.part(task, rng, samples=self.n_query + (self.n_context if dense else 0), points=0 if dense else self.n_context,
                                      view=self.rule == "partial")  # fmt: skip
-            return RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query, near=self.near)
+            draw = RULES[self.rule](rng, shape, n_context=self.n_context, n_query=self.n_query, near=self.near)
+            return self._mirrored(draw, rng) if self.mirror else draw
         except MetaSDFError:
             raise
         except ValueError as error:
@@ -187,3 +190,8 @@ class Loader:
                              cause="the data set is too coarse for so many points, or was made without contours",
                              fix="prepare the data set again with a higher --resolution, or train with fewer points: "
                                  "--set n_context=N --set n_query=N --set n_test=N") from error  # fmt: skip
+
+    def _mirrored(self, draw: Draw, rng: np.random.Generator) -> Draw:
+        sign = np.ones(self.shapes.dim, np.float32)
+        sign[self.mirror] = rng.choice((-1, 1), len(self.mirror))
+        return draw._replace(context_x=draw.context_x * sign, query_x=draw.query_x * sign)
