@@ -275,7 +275,7 @@ def test_configs_are_values() -> None:
 
 
 def test_mirrors() -> None:
-    assert override(experiment("chairs-dense"), "train.mirror", "0,2").train.mirror == (0, 2)
+    assert override(experiment("planes-dense"), "train.mirror", "0,2").train.mirror == (0, 2)
     assert from_dict(Experiment, to_dict(experiment("tables-levelset"))).train.mirror == (0, 2)
     assert not any(experiment(name, preset="paper").train.mirror for name in EXPERIMENTS)
     for name, axes, what in (("mnist-dense", "2", "axes of a 2D shape"), ("chairs-deepsdf", "0", "must be empty for an auto-decoder")):

@@ -72,8 +72,15 @@ def test_a_cell_from_nothing_to_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = path.stat().st_mtime_ns
     fill(Cell("levelset", "concat"), plan, say=said.append)
     assert path.stat().st_mtime_ns == before and "kept" in said[-1]
+    monkeypatch.setattr("metasdf.reproduce.tables._small", lambda e: _with_fit(small(e), steps=2))  # how codes are fitted may change
+    again = json.loads(fill(Cell("levelset", "concat"), plan, say=said.append).read_text())
+    assert again["training"] == result["training"] and again["metrics"] != result["metrics"]
     with pytest.raises(UsageError, match="table 1 alone"):
         fill(Cell("rotated", "metasdf"), plan, say=said.append)
+
+
+def _with_fit(e: Experiment, *, steps: int) -> Experiment:
+    return replace(e, method=replace(e.method, codes=replace(e.method.codes, steps=steps)))
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:

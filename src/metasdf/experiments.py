@@ -152,7 +152,7 @@ def with_fourier(experiment: Experiment, *, frequencies: int = 3, width: int = 2
 
 
 CATEGORIES = ("planes", "tables", "chairs")
-MIRRORED = {"planes": (0,), "tables": (0, 2), "chairs": (0,)}  # left and right are alike, of tables front and back too
+MIRRORED = {"planes": (2,), "tables": (0, 2), "chairs": (0,)}  # left and right are alike, of tables front and back too; planes head for -x
 
 
 def solid_dense(category: str) -> Experiment:

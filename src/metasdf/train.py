@@ -44,7 +44,9 @@ OUTER = "outer"  # prefix of the outer loss's own parameters
 MIN_HIDDEN = 16  # weights with fewer inputs or outputs are not hidden ones
 MAX_ASPECT = 4  # nor are those that give so many times more outputs: a hypernetwork's last layer
 MAX_BAD_STEPS = 10  # losses in a row that are not finite before training stops
-MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint")  # of a run's configuration: how long, and how it goes through memory
+# Of a run's configuration: how long, how it goes through memory, and how codes are fitted afterwards.
+MAY_CHANGE = ("train.epochs", "train.split", "inner.checkpoint",
+              *(f"method.codes.{name}" for name in ("steps", "lr", "decay", "patience", "tolerance", "points")))  # fmt: skip
 SUBSET, UNITS = 2, 3  # what a random stream is for, beside the loader's: the shapes of a smaller training set; units that are switched off
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -568,7 +570,7 @@ def schedule(kind: str, progress: float, halve_at: Sequence[float] = ()) -> floa
 
 
 def refuse_changes(state: dict[str, Any], config: dict[str, Any], fingerprint: str, run: Path) -> None:
-    """A run goes on only with what it began with; how long (epochs, budget) and how it goes through memory may change."""
+    """A run goes on only with what it began with, but for MAY_CHANGE and the budget."""
     was, now = _flat(_completed(state["config"])), _flat(config)
     if was.get("name") != now.get("name"):
         raise UsageError(f"this run folder belongs to {was.get('name')}, not to {now.get('name')}", where=run, cause="--run of another experiment",

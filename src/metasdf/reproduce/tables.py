@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metasdf.checkpoint import write_json
+from metasdf.conditioning.codes import AutoDecoder
 from metasdf.data.store import Store
 from metasdf.errors import UsageError
 from metasdf.experiments import Experiment, experiment, to_dict
@@ -103,8 +104,11 @@ def _train(e: Experiment, store: Store, plan: Plan, *, say: Say) -> None:
 
 
 def _prior(asked: Experiment, run: Path) -> Prior:
+    """What the run has learned, used as the cell asks: its context, and its way to fit codes."""
     prior = load(run)
-    prior.experiment = replace(prior.experiment, name=asked.name, context=asked.context, n_test=asked.n_test)
+    prior.experiment = replace(prior.experiment, name=asked.name, context=asked.context, n_test=asked.n_test, method=asked.method)
+    if isinstance(prior.conditioner, AutoDecoder):
+        prior.conditioner.config = asked.method.codes
     return prior
 
 
