@@ -149,8 +149,8 @@ DEPARTURES = """\
   loss, averaged weights, bfloat16 products where they are faster, fewer shapes and points a step, larger and decaying learning rates
   (docs/method.md).
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
-- Auto-decoders are tested on 1,000 shapes, spread evenly over the test split: each takes hundreds of Adam steps. Preset `cpu`: they train on 4,000
-  shapes drawn by the seed, and each step of a fit sees 256 points of the context.
+- n: shapes that a cell is tested on, spread evenly over the test split. Auto-decoders, which take hundreds of Adam steps for each, have 1,000 at most.
+  Preset `cpu`: they train on 4,000 shapes drawn by the seed, 16 a step, and each step of a fit sees 256 points of the context.
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.
@@ -164,7 +164,8 @@ SURFACE_DEPARTURES = """\
 - As in the paper, each shape is reconstructed twice, from contexts of their own, and the better one by chamfer counts, for all measures. IoU: of
   points all over the cube; how the published one was measured is not said. Means are over shapes that have a surface; the others count as failed.
 - Every method of a column has the same wall-clock budget on one CPU core instead of days on GPUs. Preset `cpu`: smaller networks (MetaSDF and
-  PointNet five layers of 128 sines, DeepSDF five of 256 ReLUs), fewer points and shapes a step, cosine decay, averaged weights (docs/method.md).
+  PointNet five layers of 128 ReLUs that see three Fourier frequencies, DeepSDF five of 256), fewer points and shapes a step, cosine decay, averaged
+  weights; Muon, and shapes reflected at their plane of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
 """
