@@ -2,8 +2,8 @@
 
     python examples/robot_query.py
 
-Its gripper, a ball, is to move along a straight path that cuts through the table. Every waypoint that is too close is pushed along the gradient of
-the learned signed distance function until it is clear, all in batches; the true mesh says in the end how good that was.
+Its gripper, a ball, is to move along a straight path that passes too low over the table. Every waypoint that is too close is pushed along the
+gradient of the learned signed distance function until it is clear, all in batches; the true mesh says in the end how good that was.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def main(prior: metasdf.Prior | None = None) -> tuple[float, float]:
     sdf = (prior or metasdf.load(NAME)).adapt(points)
 
     low, high = points.min(0), points.max(0)
-    start, end = low + (high - low) * (-0.2, 0.8, 0.5), low + (high - low) * (1.2, 1.1, 0.5)  # rises through the table's top
+    height = high[1] + RADIUS / 2
+    start, end = (low + (high - low) * (side, 0, 0.5) for side in (-0.2, 1.2))
     straight = np.linspace(start, end, 60)
+    straight[:, 1] = height
     bent = push_out(sdf, straight, clear=RADIUS + MARGIN)
 
     true = MeshSDF(table)

@@ -58,8 +58,10 @@ def test_the_variants_are_what_the_readme_says(name: str) -> None:
 
 RECIPES = REPOSITORY / "results" / "recipes"
 # What the documentation calls *Fourier* in 3D.
-FOURIER = ("field.activation=relu", "field.init=spread", "field.frequencies=3", "train.optimiser=muon", "inner.curvature=kronecker",
-           "inner.init_rate=0.002", "train.batch=4", "train.lr=2e-3", "train.lr_muon=1e-2", "train.lr_rates=6e-2", "train.lr_curvature=3e-2")  # fmt: skip
+FOURIER = (
+    "field.activation=relu", "field.init=spread", "field.frequencies=3", "train.optimiser=muon", "inner.curvature=kronecker", "inner.init_rate=0.002",
+    "train.batch=4", "train.lr=2e-3", "train.lr_muon=1e-2", "train.lr_rates=6e-2", "train.lr_curvature=3e-2",
+)  # fmt: skip
 
 
 def recipe_row(file: Path) -> str:
