@@ -13,7 +13,7 @@ from metasdf.cli import cli
 from metasdf.errors import InputError, UsageError
 from metasdf.experiments import Experiment
 from metasdf.reproduce.digits import COLUMNS, METHODS, PUBLISHED, published
-from metasdf.reproduce.page import comparison, read, write_page
+from metasdf.reproduce.page import against, comparison, read, write_page
 from metasdf.reproduce.plan import Plan
 from metasdf.reproduce.tables import Cell, cells, fill
 
@@ -46,6 +46,17 @@ def test_published_ours_ratio(tmp_path: Path) -> None:
     page = (tmp_path / "results.md").read_text()
     assert "| MetaSDF | dense | 15.4 ± 0.2 | 30.8 ± 1.0 | 2.00 |" in page
     assert "Departures" in page and "out of distribution" not in page and "3D" not in page
+
+
+@pytest.mark.parametrize(("mse", "ratio", "ahead"), [(61.6e-6, "0.50", "MetaSDF"), (15.4e-6, "2.00", "**the baseline**")])
+def test_metasdf_against_a_baseline(tmp_path: Path, mse: float, ratio: str, ahead: str) -> None:
+    slow = {**TINY, "metrics": {"mse": mse, "mae": 1e-3}, "fit_ms": {"batched": 1230.0}}
+    for name, cell in (("dense-metasdf", TINY), ("dense-concat", slow)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(cell))
+    lines = read(tmp_path)
+    assert list(against(lines.fields)) == [("dense", "auto-decoder, concatenation", "0.31", ratio, "0.01", ahead)]
+    write_page(lines, tmp_path / "results.md")
+    assert f"| dense | auto-decoder, concatenation | 0.31 | {ratio} | 0.01 | {ahead} |" in (tmp_path / "results.md").read_text()
 
 
 def test_a_strange_file_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 
 from metasdf.demo import PAPER
 from metasdf.prior import SHIPPED, load, shipped
+from metasdf.reproduce.page import read, write_page
 
 NAMES = ("mnist-dense", "mnist-levelset")
 
@@ -54,6 +55,23 @@ def test_the_variants_are_what_the_readme_says(name: str) -> None:
     assert prior.card["metrics"]["mse"] == m["mse"] and prior.card["metrics"]["n"] == r["n"]
     assert (SHIPPED / f"{name}.safetensors").stat().st_size < 4e6
     assert prior.conditioner.spec.n_params <= load("mnist-dense").conditioner.spec.n_params and prior.experiment.inner.steps == 5
+
+
+def test_the_prior_of_tables_is_what_the_readme_says() -> None:
+    r = json.loads((REPOSITORY / "results" / "tables-levelset.json").read_text())
+    m, prior, readme = r["metrics"], load("tables-levelset"), (REPOSITORY / "README.md").read_text()
+    chamfer, iou, wrong = (m[key] for key in ("chamfer_field", "iou", "misclassified"))
+    assert (f"| `tables-levelset` | {r['context']['points']:,} points | {chamfer['mean'] * 1e3:.2f} / {chamfer['median'] * 1e3:.2f} | {iou['mean']:.2f} / "
+            f"{iou['median']:.2f} | {wrong['mean']:.2f} / {wrong['median']:.2f} | {r['fit_ms']:.0f} + {r['mesh_ms']:,.0f} | {r['n']} | "
+            f"{r['failed']} |") in readme  # fmt: skip
+    assert prior.card["metrics"]["iou"]["mean"] == iou["mean"] and prior.card["training"]["steps"] == r["training"]["steps"]
+    assert {"tables-levelset", prior.name} <= set(shipped()) and prior.card["misfit"]["n"] == 5
+    assert (SHIPPED / "tables-levelset.safetensors").stat().st_size < 4e6
+
+
+def test_results_page_is_of_the_result_files(tmp_path: Path) -> None:
+    write_page(read(REPOSITORY / "results" / "tables"), tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "results.md").read_text()
 
 
 RECIPES = REPOSITORY / "results" / "recipes"

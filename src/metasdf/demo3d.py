@@ -86,7 +86,7 @@ def turnable(mesh: Mesh) -> str:
     from trimesh.viewer.notebook import scene_to_html
 
     solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    solid.visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(baseColorFactor=(176, 196, 222, 255), doubleSided=True))
+    solid.visual = trimesh.visual.TextureVisuals(material=trimesh.visual.material.PBRMaterial(baseColorFactor=(225, 235, 248, 255), doubleSided=True))
     scene = trimesh.Scene(solid)
     scene.set_camera(angles=(-0.35, 0.6, 0.0), distance=1.6 * np.ptp(mesh.vertices, axis=0).max())
     return scene_to_html(scene)

@@ -99,6 +99,7 @@ def _surfaces(line: Line, r: dict[str, Any]) -> Surfaces:
 HEAD = ("method", "column", "published MSE", "ours MSE", "ratio", "ours MAE", "n", "failed", "minutes", "fit ms")
 SURFACE_HEAD = ("column", "method", "published CD", "published IoU", "ours CD", "floor", "IoU", "F-score", "normals", "wrong sign %", "n", "failed",
                 "minutes", "fit ms")  # fmt: skip
+AGAINST_HEAD = ("column", "MetaSDF /", "published", "ours", "fit ms", "ahead")
 RATIO_HEAD = ("column", "MetaSDF /", "published mean", "published median", "ours mean", "ours median")
 
 
@@ -109,6 +110,17 @@ def comparison(lines: Sequence[Fields]) -> Iterator[tuple[str, ...]]:
         ours = f"{mse:.1f}" + (f" ± {std:.1f}" if std is not None else "")
         yield (LABELS[cell.method], cell.asks.title, f"{published:g}" + (f" ± {deviation:g}" if deviation else ""), ours,
                f"{mse / published:.2f}", f"{mae:.2f}", f"{n:,}", f"{failed:,}", f"{seconds / 60:.0f}", f"{fit_ms:.1f}")  # fmt: skip
+
+
+def against(lines: Sequence[Fields]) -> Iterator[tuple[str, ...]]:
+    """Rows of AGAINST_HEAD: MetaSDF's MSE and time over a baseline's, and which of the two is ahead."""
+    found = {each.line.cell: each for each in lines}
+    for cell, baseline in found.items():
+        ours = found.get(Cell(cell.column, "metasdf"))
+        if cell.method != "metasdf" and ours is not None:
+            published = digits.published(cell.column, "metasdf")[0] / digits.published(*cell)[0]
+            yield (cell.asks.title, LABELS[cell.method], f"{published:.2f}", f"{ours.mse / baseline.mse:.2f}", f"{ours.fit_ms / baseline.fit_ms:.3g}",
+                   "MetaSDF" if ours.mse < baseline.mse else "**the baseline**")  # fmt: skip
 
 
 def surface_comparison(lines: Sequence[Surfaces]) -> Iterator[tuple[str, ...]]:
@@ -176,7 +188,7 @@ def write_page(measured: Measured, path: Path) -> None:
     text = ["# Results against the paper\n", "Written by `metasdf reproduce compare`; each line is a file of results/tables.\n"]
     for table, title in (("table1", "2D, in distribution"), ("table2", "2D, out of distribution")):
         if own := [each for each in measured.fields if each.line.cell.asks.table == table]:
-            text += [f"## {title}\n", *_table(HEAD, comparison(own))]
+            text += [f"## {title}\n", *_table(HEAD, comparison(own)), *_table(AGAINST_HEAD, against(own))]
     for table, title in (("table3", "3D, in distribution"), ("table4", "3D, out of distribution")):
         if surfaces := [each for each in measured.surfaces if each.line.cell.asks.table == table]:
             text += [f"## {title}\n", *_table(SURFACE_HEAD, surface_comparison(surfaces))]
@@ -193,7 +205,9 @@ def write_page(measured: Measured, path: Path) -> None:
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    """No table where there is no row."""
+    rows = list(rows)
+    return [] if not rows else ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def _data(lines: Sequence[Surfaces]) -> Iterator[str]:
