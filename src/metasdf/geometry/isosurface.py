@@ -136,7 +136,8 @@ class _Grid:
                 raise UsageError("The function must give a value for each point, or a value and a distance", where=f"{x.shape} -> {found.shape}")
             if not np.isfinite(found).all():
                 raise InputError(f"{(~np.isfinite(found)).sum():,} of {found.size:,} values of the field are not finite",
-                                 cause="a fit that diverged", fix="look at the field after fewer steps")  # fmt: skip
+                                 cause="a fit that diverged: another kind of shape than the prior's, another axis up, or too many steps",
+                                 fix="check axis and kind (--up, another prior), or use fewer --steps")  # fmt: skip
             found = found.reshape(len(x), -1)
             values[:, start : start + len(x)] = found[:, 0], np.abs(found[:, -1])
             self.range = min(self.range[0], found[:, 0].min()), max(self.range[1], found[:, 0].max())

@@ -206,8 +206,8 @@ def write_page(measured: Measured, path: Path) -> None:
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> list[str]:
     """No table where there is no row."""
-    rows = list(rows)
-    return [] if not rows else ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines, ""] if lines else []
 
 
 def _data(lines: Sequence[Surfaces]) -> Iterator[str]:
