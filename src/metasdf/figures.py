@@ -322,7 +322,7 @@ def figure_curves(curves: dict[str, list[Point]], *, n: int) -> Figure:
                 axes.annotate(f"{points[k].steps}", (x[k], y[k]), xytext=(4, 4), textcoords="offset points", size=7, color=colour)
         axes.set_xlabel(f"milliseconds per digit, {n} digits in a batch", size=8, color=INK)
         axes.set_ylabel(title, size=8, color=INK)
-        axes.tick_params(labelsize=7, colors=MUTED)
+        axes.tick_params(which="both", labelsize=7, colors=MUTED)
         axes.grid(True, which="major", color="#dfe3e8", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.08)
