@@ -22,8 +22,9 @@ def main(scans: str, out: str, source: str = "tables-levelset", *, resolution: i
     """How many scans could not be converted; each of them is named, and the others go on."""
     prior, points, failed = metasdf.load(source), {}, 0
     for path in sorted(Path(scans).iterdir()):
+        name = path.name if path.stem in points else path.stem  # chair.xyz beside chair.ply
         try:
-            points[path.stem] = surface_of(read_scan(path), prior.experiment.n_test, rng=np.random.default_rng(0))
+            points[name] = surface_of(read_scan(path), prior.experiment.n_test, rng=np.random.default_rng(0))
         except MetaSDFError as error:
             print(error, file=sys.stderr)
             failed += 1

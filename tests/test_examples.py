@@ -50,9 +50,12 @@ def test_batch_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for name, size in (("small", 1.0), ("large", 30.0)):
         np.savetxt(tmp_path / "scans" / f"{name}.xyz", x / np.linalg.norm(x, axis=1, keepdims=True) * size)
     (tmp_path / "scans" / "broken.ply").write_text("ply\n")
+    np.save(tmp_path / "scans" / "small.npy", x)  # of the same name but for its ending
     failed = example("batch_convert").main(str(tmp_path / "scans"), str(tmp_path / "out"), str(tmp_path / "ball.safetensors"), resolution=32)
     assert failed == 1 and "broken.ply" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["large.ply", "large.safetensors", "small.ply", "small.safetensors"]
-    small, large = (np.ptp(read_mesh(tmp_path / "out" / f"{name}.ply").vertices) for name in ("small", "large"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}{ending}" for name in ("large", "small", "small.xyz") for ending in (".ply", ".safetensors")
+    )
+    small, large = (np.ptp(read_mesh(tmp_path / "out" / f"{name}.ply").vertices) for name in ("small.xyz", "large"))
     assert large == pytest.approx(30 * small, rel=1e-3)
     assert load_sdf(tmp_path / "out" / "large.safetensors")(np.zeros((1, 3)))[0] < 0

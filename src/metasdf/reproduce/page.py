@@ -157,6 +157,7 @@ def _or_dash(value: float | None, form: str) -> str:
 
 DEPARTURES = """\
 - The published column is called l1-error; it is read as the mean squared error (docs/metrics.md says why). MSE x 1e-6, MAE x 1e-3, field units.
+- ± is the standard deviation over evaluation runs with other contexts; a cell without it was measured once.
 - Every method of a column has the same wall-clock budget on one CPU core instead of the paper's epochs on a GPU; preset `cpu`: Muon, l1 outer
   loss, averaged weights, bfloat16 products where they are faster, fewer shapes and points a step, larger and decaying learning rates
   (docs/method.md).
