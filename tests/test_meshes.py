@@ -196,6 +196,43 @@ def test_whole_data_sets_become_one(folder: Path, tmp_path: Path) -> None:
         merge([real.path, real.path], tmp_path / "twice")
 
 
+@pytest.mark.usefixtures("here")
+def test_stretched_copies_of_training_shapes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are the same bytes as without copies; a copy is the box that its factors say, and again the same, wherever it was interrupted."""
+    plain = prepare_meshes(folder, tmp_path / "plain", sampling=FEW, split=(50, 25, 25), progress=False)
+    store = prepare_meshes(folder, tmp_path / "data", sampling=FEW, split=(50, 25, 25), stretch=2, progress=False)
+    names = [facts["name"] for facts in store.meta["shapes"]]
+    assert names == sorted(names) and store.meta["found"] == len(store) + len(store.meta["dropped"])
+    learned = {plain.meta["shapes"][row]["name"] for row in plain.split("train")}
+    assert {names[row] for row in store.split("train")} == learned | {f"{name}~{k}" for name in learned for k in (1, 2)}
+    for split in ("val", "test"):
+        assert [names[row] for row in store.split(split)] == [plain.meta["shapes"][row]["name"] for row in plain.split(split)]
+    for row, facts in enumerate(plain.meta["shapes"]):
+        assert store.item(names.index(facts["name"])).read_bytes() == plain.item(row).read_bytes()
+    for row, facts in enumerate(store.meta["shapes"]):
+        if "~" not in facts["name"]:
+            continue
+        factors = np.array(facts["stretched"])
+        assert facts["copy_of"] == facts["name"].partition("~")[0] and (factors >= 1 / 1.3).all() and (factors <= 1.3).all()
+        if facts["copy_of"] == "boxes/long":
+            x, s = np.split(read_shape(store.item(row), "samples").arrays["samples"].astype(np.float64), [3], axis=1)
+            out = np.abs(x) - np.array([4, 1, 1]) / 2 * factors * facts["scale"]
+            assert np.allclose(s[:, 0], np.linalg.norm(out.clip(0), axis=1) + out.max(1).clip(max=0), atol=1e-5)
+    assert "boxes/long" in learned and store.meta["shapes"][names.index("boxes/long~1")]["stretched"] != store.meta["shapes"][
+        names.index("boxes/long~2")]["stretched"]  # fmt: skip
+    made = counted(monkeypatch)
+    more = prepare_meshes(folder, tmp_path / "data", sampling=FEW, split=(50, 25, 25), stretch=3, force=True, progress=False)
+    assert sorted(made) == sorted([f"{name}~3" for name in learned] + ["boxes/empty", "boxes/points"]) and len(more) == len(store) + len(learned)
+
+
+def test_copies_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There are no stretched copies of a part"):
+        prepare_meshes(folder, tmp_path / "data", sampling=FEW, stretch=1, shard=(1, 2), progress=False)
+    sampled(tmp_path / "deepsdf")
+    with pytest.raises(UsageError, match="There are no stretched copies of samples"):
+        prepare_meshes(tmp_path / "deepsdf", tmp_path / "data", stretch=1, progress=False)
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     draw = meshes._draw

@@ -19,7 +19,7 @@ TAKES = {
     "MNIST": {"resolution", "limit", "origin", "count", "allow_unofficial"},
     "mnist-slice": {"resolution"},
     "folders of images": {"resolution", "limit", "foreground", "split"},
-    "meshes": OF_3D | {"samples", "surface_points", "views", "sign", "hollows", "thickness", "count"},
+    "meshes": OF_3D | {"samples", "surface_points", "views", "sign", "hollows", "thickness", "count", "stretch"},
     SAMPLED: OF_3D,
 }
 
@@ -46,6 +46,7 @@ TAKES = {
 @click.option("--shard", metavar="I/N", help="Meshes: only part I of N, for job arrays; then: metasdf prepare merge PARTS... -o DATA")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Meshes: ray sends shapes to a cluster.")
 @click.option("--count", type=click.IntRange(1), help="Procedural shapes: how many (default: 100). MNIST: training images of each kind, at most.")
+@click.option("--stretch", type=click.IntRange(0), default=0, metavar="N", help="Meshes: N copies of each training shape beside it, stretched.")
 @click.option("--resolution", type=click.IntRange(4, 4096), default=64, show_default=True, help="Images: grid points along a side.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="Images: the shape's side.")
 @click.option("--from", "origin", type=path_type, help="MNIST: where its files are: a folder, .zip or .tar. Without it they are downloaded.")
@@ -62,6 +63,7 @@ def prepare(ctx: click.Context, source: str, parts: tuple[Path, ...], out: Path,
     \b
     metasdf prepare meshes/ -o DATA
     metasdf prepare procedural-chairs --count 500 -o DATA
+    metasdf prepare meshes/ -o DATA --stretch 8
     metasdf prepare meshes/ -o PART1 --shard 1/2; metasdf prepare merge PART1 PART2 -o DATA
     metasdf prepare merge REAL PROCEDURAL -o DATA
     metasdf prepare mnist --from FOLDER_OR_ARCHIVE -o DATA
@@ -154,7 +156,7 @@ def _prepare_meshes(source: str, out: Path, o: dict[str, Any]) -> Any:
         source, out, sampling=sampling, signs=signs, split=parse_shares(o["split"]),
         split_files=SplitFiles.read(o["split_file"]) if o["split_file"] else None, workers=o["workers"],
         limits=Limits(o["time_limit"], int(o["memory"] * GIB)), engine=o["engine"], shard=parse_shard(o["shard"]), limit=o["limit"],
-        count=o["count"], force=o["force"], retry=o["retry"], say=lambda text: click.echo(text, err=True),
+        count=o["count"], stretch=o["stretch"], force=o["force"], retry=o["retry"], say=lambda text: click.echo(text, err=True),
     )  # fmt: skip
 
 

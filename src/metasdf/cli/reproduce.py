@@ -11,7 +11,7 @@ from metasdf.cli.options import device_option, parse_budget, path_type, start
 from metasdf.errors import UsageError
 
 OF_DIGITS = ("runs",)
-OF_SOLIDS = ("data", "samples", "procedural", "resolution")
+OF_SOLIDS = ("data", "samples", "procedural", "stretch", "resolution")
 TABLES = {
     "table1": OF_DIGITS, "table2": OF_DIGITS, "table3": OF_SOLIDS, "table4": OF_SOLIDS, "figures": ("out", "page"),
     "figures3d": (*OF_SOLIDS, "out", "shapes"), "compare": ("page",),
@@ -37,6 +37,8 @@ TABLES = {
 @click.option("--limit", type=click.IntRange(1), help="At most so many test shapes, spread evenly.")
 @click.option("--samples", type=click.IntRange(1), default=50_000, show_default=True, help="--data real: signed distances of each shape.")
 @click.option("--procedural", type=click.IntRange(0), default=200, show_default=True, help="--data real: shapes drawn by dice, for training only.")
+@click.option("--stretch", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="--data real: stretched copies of each shape that is trained on.")  # fmt: skip
 @click.option("--resolution", type=click.IntRange(2), default=128, show_default=True, help="3D: grid points along a side for surfaces (paper: 256).")
 @click.option("--shapes", type=click.IntRange(1), default=4, show_default=True, help="figures3d: test shapes in each picture.")
 @click.option("-o", "--out", type=path_type, help="Folder of the pictures.  [default: docs/images; small: WORK/figures]")
@@ -46,8 +48,8 @@ TABLES = {
 @click.pass_context
 def reproduce(
     ctx: click.Context, what: str, work: Path, results: Path | None, origin: Path | None, data: tuple[str, ...], only: tuple[str, ...], scale: str,
-    preset: str, budget: float | None, runs: int, limit: int | None, samples: int, procedural: int, resolution: int, shapes: int, out: Path | None,
-    page: Path | None, threads: int | None, device: str,
+    preset: str, budget: float | None, runs: int, limit: int | None, samples: int, procedural: int, stretch: int, resolution: int, shapes: int,
+    out: Path | None, page: Path | None, threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Train and measure the cells of a table of the paper, compare what was measured with what was published, or draw its figures.
 
@@ -79,7 +81,8 @@ def reproduce(
         return
     stores = _stores(data) if "data" in TABLES[what] and not small else ()
     seconds = None if preset == "paper" and budget is None else budget or (20.0 if small else 900.0)
-    plan = Plan(work, folder, origin, preset, seconds, runs, limit, small, pick_device(device), stores, samples, procedural, resolution)
+    plan = Plan(work, folder, origin, preset, seconds, runs, limit, small, pick_device(device), stores, samples, procedural,
+                stretch, resolution)  # fmt: skip
     if what == "figures":
         from metasdf import figures
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metasdf.data.families import families
 from metasdf.data.isolation import Engine, Failure, Fatal, Limits, run
-from metasdf.data.origins import Origin, checksum, find_origins, key_of
+from metasdf.data.origins import Dice, MeshFile, Origin, Stretched, checksum, find_origins, key_of
 from metasdf.data.review import review
 from metasdf.data.shape import VERSION, Sampling, encode
 from metasdf.data.splits import Shares, SplitFiles, by_shares, check_shares
@@ -38,6 +39,7 @@ from metasdf.files import write_whole
 from metasdf.geometry.sign import SignMethod
 from metasdf.progress import Report, reporter
 
+Splits = dict[str, NDArray[np.int64]]
 LOW = 0.98  # agreement near the surface below which a shape should be looked at
 
 
@@ -51,8 +53,8 @@ class Interrupted(KeyboardInterrupt):
 def prepare_meshes(
     source: str | Path, out: str | Path, *, sampling: Sampling = Sampling(), signs: Mapping[str, SignMethod] | None = None,  # noqa: B008, frozen
     split: Shares = (80, 10, 10), split_files: SplitFiles | None = None, workers: int | None = None, limits: Limits = Limits(),  # noqa: B008
-    engine: Engine = "local", shard: tuple[int, int] | None = None, limit: int | None = None, count: int | None = None, force: bool = False,
-    retry: bool = False, progress: bool | Report = True, say: Callable[[str], None] = lambda text: None,
+    engine: Engine = "local", shard: tuple[int, int] | None = None, limit: int | None = None, count: int | None = None, stretch: int = 0,
+    force: bool = False, retry: bool = False, progress: bool | Report = True, say: Callable[[str], None] = lambda text: None,
     made: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> Store:  # fmt: skip
     """Every shape of `source` (see `origins.find_origins`) as a row of the store at `out`; an identical one is returned as it is.
@@ -60,6 +62,7 @@ def prepare_meshes(
     sampling: of meshes; samples in DeepSDF's layout are taken over as they are, and only its seed, of their order and the split, may be given.
     signs: a method for single shapes, by name. shard: (i, n), this call's part of the shapes, 1 <= i <= n; `merge` makes one of all parts.
     A shape that fails, crashes, or exceeds the limits is dropped, with the reason. say: gets one line for each of these, as it happens.
+    stretch: so many copies of each training shape beside it, see `origins.Stretched`; val and test stay as they are.
     retry: try those again that failed earlier under the same limits, before an interruption or in the data set that is there.
     made: gets the name of each shape that is made now, and how many seconds that took.
 
@@ -74,13 +77,17 @@ def prepare_meshes(
         raise UsageError("Samples in DeepSDF's layout are taken over as they are", where=source, cause="an option says how meshes are sampled",
                          fix="leave all options of sampling out, but the seed")  # fmt: skip
     drawn = {"seed": sampling.seed} if found.sampled else asdict(sampling)  # what holds of these shapes
+    if stretch and (found.sampled or shard):
+        raise UsageError("There are no stretched copies of " + ("samples, whose meshes are not there" if found.sampled else "a part of a data set"),
+                         where=source, cause="" if found.sampled else "what is for training is known when all parts are merged",
+                         fix="leave --stretch out" if found.sampled else "leave --shard or --stretch out")  # fmt: skip
     if unknown := sorted(set(signs) - {origin.name for origin in found.found}):
         raise UsageError(f"--sign names {unknown[0]!r}, which is not among the shapes", where=source, fix="give its name as review.html has it")
     given = {origin.name: checksum(origin) for origin in origins}
     request = {
         "origins": given, "sampling": drawn, "signs": signs, "split": list(split) if split_files is None else split_files.request(),
         "shard": shard and list(shard), "of": names_digest(everything), "limits": list(limits), "version": VERSION,
-    }  # fmt: skip
+    } | ({"stretch": stretch} if stretch else {})  # fmt: skip
     if store := find_existing(out, kind=MESHES, request=request, force=force):
         if not (retry and store.meta["dropped"]):
             return store
@@ -88,17 +95,29 @@ def prepare_meshes(
     refused = found.dropped if shard is None or shard[0] == 1 else []
     dropped = [{"name": name, "reason": reason, "fix": "copy or unpack it again"} for name, reason in refused]
     with unfinished(out) as folder:
-        tasks = [_task(origin, given[origin.name], replace(sampling, sign=signs.get(origin.name, sampling.sign)), folder) for origin in origins]
-        sums = take_over(out, tasks)
-        if not found.sampled:
-            check_space(folder, tasks)
-        rows, failed = _make(tasks, sums=sums, workers=workers, limits=limits, engine=engine, retry=retry, progress=progress, say=say,
-                             made=made)  # fmt: skip
+
+        def make(wanted: Sequence[Origin], sums: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
+            methods = [signs.get(origin.origin.name if isinstance(origin, Stretched) else origin.name, sampling.sign) for origin in wanted]
+            tasks = [_task(*each, replace(sampling, sign=sign), folder) for *each, sign in zip(wanted, sums, methods, strict=True)]
+            known = take_over(out, tasks)
+            if not found.sampled:
+                check_space(folder, tasks)
+            return _make(tasks, sums=known, workers=workers, limits=limits, engine=engine, retry=retry, progress=progress, say=say, made=made)
+
+        rows, failed = make(origins, list(given.values()))
         dropped += failed
         if not rows and shard is None:
             shutil.rmtree(folder, ignore_errors=True)
+        splits = _splits(rows, dropped, request=request, seed=sampling.seed, split_files=split_files, where=source)
+        if stretch:
+            learned = {rows[k].facts["name"] for k in splits["train"]}
+            copies = [Stretched(origin, number, sampling.seed) for origin in origins if isinstance(origin, MeshFile | Dice)
+                      and origin.name in learned for number in range(1, stretch + 1)]  # fmt: skip
+            more, failed = make(copies, [checksum(copy) for copy in copies])
+            dropped += failed
+            rows, splits = _beside(rows, splits, more)
         meta = {**found.about, "seed": sampling.seed, "shard": request["shard"], "missing": missing}
-        _finish(out, rows, dropped, request=request, meta=meta, split_files=split_files, force=force, where=source)
+        _finish(out, rows, dropped, splits=splits, request=request, meta=meta, force=force)
     shutil.rmtree(folder, ignore_errors=True)
     return Store.open(out)
 
@@ -131,8 +150,8 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     rows = [Row(store.item(k), store.checksum(k), facts) for store in stores for k, facts in enumerate(store.meta["shapes"])]
     rows.sort(key=lambda row: row.facts["name"])
     dropped = [entry for store in stores for entry in store.meta["dropped"]]
-    split_files = SplitFiles.of_request(first["split"])
-    _finish(Path(out), rows, dropped, request=request, meta={**stores[0].meta, "shard": None}, split_files=split_files, force=force, where=parts[0])
+    splits = _splits(rows, dropped, request=request, seed=stores[0].meta["seed"], split_files=SplitFiles.of_request(first["split"]), where=parts[0])
+    _finish(Path(out), rows, dropped, splits=splits, request=request, meta={**stores[0].meta, "shard": None}, force=force)
     return Store.open(out)
 
 
@@ -259,19 +278,33 @@ def _draw(origin: Origin, given: str, how: Sampling, file: Path) -> tuple[str, d
     return hashlib.sha256(data).hexdigest(), facts, time.perf_counter() - started
 
 
-def _finish(out: Path, rows: Sequence[Row], dropped: list[dict[str, str]], *, request: dict[str, Any], meta: dict[str, Any],
-            split_files: SplitFiles | None, force: bool, where: object) -> None:  # fmt: skip
+def _splits(rows: Sequence[Row], dropped: Sequence[dict[str, str]], *, request: dict[str, Any], seed: int, split_files: SplitFiles | None,
+            where: object) -> Splits:  # fmt: skip
+    """Raises InputError where no shape is left."""
     if not rows and not request["shard"]:  # a part may be empty: the others are not
         name, reason, fix = dropped[0].values()
         raise InputError(f"None of the {len(dropped):,} shapes can be used", where=where, cause=f"{name}: {reason}", fix=fix)
+    names = [row.facts["name"] for row in rows]
+    if split_files is not None:
+        return split_files.rows(names)
+    return by_shares(names, tuple(request["split"]), seed=seed, groups=_groups([row.facts["category"] for row in rows]),
+                     families=families([row.file for row in rows]))  # fmt: skip
+
+
+def _beside(rows: Sequence[Row], splits: Splits, copies: Sequence[Row]) -> tuple[list[Row], Splits]:
+    """Copies of training shapes among the others, all in the order of their names."""
+    of = {rows[k].facts["name"]: split for split, chosen in splits.items() for k in chosen}
+    together = sorted((*rows, *copies), key=lambda row: row.facts["name"])
+    found = [of.get(row.facts["name"], "train") for row in together]
+    return together, {split: np.array([k for k, each in enumerate(found) if each == split], np.int64) for split in splits}
+
+
+def _finish(out: Path, rows: Sequence[Row], dropped: list[dict[str, str]], *, splits: Splits, request: dict[str, Any], meta: dict[str, Any],
+            force: bool) -> None:  # fmt: skip
     dropped = sorted(dropped, key=lambda entry: entry["name"])
     facts = [row.facts for row in rows]
-    names = [each["name"] for each in facts]
     meta = {**meta, "sampling": request["sampling"], "found": len(rows) + len(dropped), "kept": len(rows),
             "dropped": dropped, "shapes": facts}  # fmt: skip
-    splits = split_files.rows(names) if split_files is not None else by_shares(
-        names, tuple(request["split"]), seed=meta["seed"], groups=_groups([each["category"] for each in facts]),
-        families=families([row.file for row in rows]))  # fmt: skip
     with StoreWriter(out, kind=MESHES, request=request, meta=meta, force=force) as writer:
         writer.add("frames", np.array([[*each["centre"], each["scale"]] for each in facts]).reshape(-1, 4))
         writer.add("agreement", np.array([[each.get("agreement", np.nan), each.get("agreement_uniform", np.nan)] for each in facts]).reshape(-1, 2))

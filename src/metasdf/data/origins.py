@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metasdf.data.deepsdf import is_deepsdf, list_shapes, read_shape, sample_paths
 from metasdf.data.procedural import CATEGORIES, procedural_parameters, procedural_shape
@@ -18,10 +19,12 @@ from metasdf.data.shape import PICTURE, SLICE, Sampling, Shape, pack_views, samp
 from metasdf.data.sources import ShapeKey, Source, find_meshes, read_source
 from metasdf.data.store import sha256_file
 from metasdf.errors import InputError, UsageError
+from metasdf.geometry.mesh import Mesh
 
 PROCEDURAL = "procedural-"
 UNREADABLE = "unreadable"
 PROCEDURAL_COUNT = 100
+STRETCH = 1.3  # of copies: sides of a shape differ by up to 1.3^2 more or less than they did
 DRAWN = "negative inside; field units: field = (x - centre) * scale, the middle of the box at 0, the farthest vertex at 1/1.03; domain [-1, 1]^3"
 TAKEN_OVER = ("samples, distribution and signs are as DeepSDF's preprocessing left them, negative inside; field units are those of the samples, "
               "field = (x - centre) * scale by NormalizationParameters; without these centre 0, scale 1, and no surface points")  # fmt: skip
@@ -64,8 +67,11 @@ class MeshFile(NamedTuple):
         buffers_inside = sorted(name for name in members if name.endswith(".bin")) if member.lower().endswith(".gltf") else []
         return "-".join(f"{members[each].CRC:08x}-{members[each].file_size}" for each in (member, *buffers_inside))
 
+    def mesh(self) -> Mesh:
+        return read_source(self.source)
+
     def draw(self, how: Sampling) -> Shape:
-        return sample_mesh(read_source(self.source), name=self.name, category=self.category, how=how)
+        return sample_mesh(self.mesh(), name=self.name, category=self.category, how=how)
 
 
 class Dice(NamedTuple):
@@ -82,9 +88,43 @@ class Dice(NamedTuple):
     def checksum(self) -> str:
         return hashlib.sha256(json.dumps(procedural_parameters(self.category, self.number, seed=self.seed), sort_keys=True).encode()).hexdigest()
 
+    def mesh(self) -> Mesh:
+        return procedural_shape(self.category, self.number, seed=self.seed)
+
     def draw(self, how: Sampling) -> Shape:
-        shape = sample_mesh(procedural_shape(self.category, self.number, seed=self.seed), name=self.name, category=self.category, how=how)
+        shape = sample_mesh(self.mesh(), name=self.name, category=self.category, how=how)
         shape.facts["parameters"] = procedural_parameters(self.category, self.number, seed=self.seed)
+        return shape
+
+
+class Stretched(NamedTuple):
+    """A copy of a shape, each axis longer or shorter by a factor of its own: log-uniform within 1 / STRETCH and STRETCH, drawn by the copy's name."""
+
+    origin: MeshFile | Dice
+    number: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.origin.name}~{self.number}"
+
+    @property
+    def category(self) -> str:
+        return self.origin.category
+
+    @property
+    def factors(self) -> NDArray[np.float64]:
+        """(3,)"""
+        rng = np.random.default_rng((self.seed, *hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()))
+        return np.asarray(STRETCH ** rng.uniform(-1, 1, 3))
+
+    def checksum(self) -> str:
+        return f"{self.origin.checksum()}-stretched-{','.join(f'{factor:.9f}' for factor in self.factors)}"
+
+    def draw(self, how: Sampling) -> Shape:
+        mesh = self.origin.mesh()
+        shape = sample_mesh(Mesh(mesh.vertices * self.factors, mesh.faces), name=self.name, category=self.category, how=how)
+        shape.facts.update(stretched=self.factors.tolist(), copy_of=self.origin.name)
         return shape
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metasdf.conditioning.codes import AutoDecoder
 from metasdf.data.prepare import prepare_mnist, prepare_slice
 from metasdf.errors import UsageError
 from metasdf.evaluate import evaluate
@@ -34,6 +35,7 @@ PUBLISHED: dict[str, tuple[tuple[float, float | None], ...]] = {
     "cnp9": ((92.5, 2.0), (145.8, 1.2), (223.4, 4.2), (291.2, 8.6), (468.0, 22.8)),
     "metasdf": ((15.4, 0.2), (56.6, 0.5), (22.8, 0.5), (33.3, 1.1), (59.8, 1.2)),
 }
+CODE_BATCH = 48  # of which are fitted at once: a hypernetwork's weights are read once for all of them
 CODE_SHAPES = 1000  # test shapes of auto-decoders, which fit a code to each by hundreds of steps
 
 
@@ -58,7 +60,8 @@ def limit(codes: bool, plan: Plan) -> int | None:
 
 
 def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None) -> dict[str, Any]:
-    return evaluate(prior, test.store, runs=plan.runs, limit=limit, device=plan.device)
+    batch = CODE_BATCH if isinstance(prior.conditioner, AutoDecoder) else 8
+    return evaluate(prior, test.store, runs=plan.runs, limit=limit, batch=batch, device=plan.device)
 
 
 def told(column: str, method: str, result: dict[str, Any]) -> str:

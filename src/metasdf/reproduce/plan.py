@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     stores: tuple[Path, ...] = ()  # 3D: prepared data sets; none: made of real meshes
     samples: int = 50_000  # 3D: of each shape that is prepared
     procedural: int = 200  # 3D: shapes drawn by dice that are trained on beside the real ones of a category
+    stretch: int = 0  # 3D: stretched copies of each real shape that is trained on
     resolution: int = 128  # 3D: of reconstructed surfaces
 
 

@@ -73,19 +73,21 @@ def data(shapes: str, split: str, plan: Plan) -> Data:
         return Data(_procedural(shapes, plan.work / "data" / f"small-{shapes}", SMALL_COUNT, SMALL, SMALL_SPLIT), shapes, f"procedural {shapes}")
     if plan.stores:
         return _given(shapes, split, plan.stores)
-    real = _real(shapes, plan)
+    stretch = 0 if split == "test" else plan.stretch
+    real = _real(shapes, plan, stretch=stretch)
+    label = REAL[shapes] + (f", {stretch} stretched copies of each" if stretch else "")
     if split == "test" or not plan.procedural:
-        return Data(real, shapes, REAL[shapes])
+        return Data(real, shapes, label)
     drawn = _procedural(shapes, _folder(plan, "procedural", f"{shapes}-{plan.procedural}"), plan.procedural, _sampling(plan), (100, 0, 0))
-    both = merge([real.path, drawn.path], _folder(plan, "both", f"{shapes}-{plan.procedural}"))
-    return Data(both, shapes, f"{REAL[shapes]} and {plan.procedural:,} procedural ones")
+    both = merge([real.path, drawn.path], _folder(plan, "both", f"{_stretched(shapes, stretch)}-{plan.procedural}"))
+    return Data(both, shapes, f"{label} and {plan.procedural:,} procedural ones")
 
 
 def request(plan: Plan) -> dict[str, Any]:
     asked: dict[str, Any] = {"best_of": BEST_OF, "resolution": plan.resolution}
     if plan.stores:
         return asked | {"stores": [Store.open(path).fingerprint for path in plan.stores]}
-    return asked | {"data": "real", "samples": plan.samples, "procedural": plan.procedural}
+    return asked | {"data": "real", "samples": plan.samples, "procedural": plan.procedural} | ({"stretch": plan.stretch} if plan.stretch else {})
 
 
 def limit(codes: bool, plan: Plan) -> int | None:
@@ -125,7 +127,7 @@ def _given(shapes: str, split: str, stores: tuple[Path, ...]) -> Data:
                      fix=f"give another --data STORE; the category is called {shapes} or {SYNSETS[shapes]}")  # fmt: skip
 
 
-def _real(shapes: str, plan: Plan) -> Store:
+def _real(shapes: str, plan: Plan, *, stretch: int) -> Store:
     """The real meshes of a category; training and test shapes as their split file says, which keeps families of near-copies together."""
     if plan.origin is None:
         raise UsageError("--data real needs the folder of the meshes", fix="--from MESHES (docs/data.md: meshes from Debian packages); "
@@ -136,11 +138,16 @@ def _real(shapes: str, plan: Plan) -> Store:
                          cause="another folder than examples/debian_meshes.py writes",
                          fix="prepare your meshes with metasdf prepare, and give --data STORE")  # fmt: skip
     of = {name: split for name, split in SplitFiles.read([str(listed)]).listed.items() if name.startswith(f"{shapes}/")}
-    return prepare_meshes(plan.origin, _folder(plan, "real", shapes), sampling=_sampling(plan), split_files=SplitFiles(of))
+    return prepare_meshes(plan.origin, _folder(plan, "real", _stretched(shapes, stretch)), sampling=_sampling(plan), split_files=SplitFiles(of),
+                          stretch=stretch)  # fmt: skip
 
 
 def _procedural(shapes: str, out: Path, count: int, sampling: Sampling, split: tuple[float, float, float]) -> Store:
     return prepare_meshes(f"procedural-{shapes}", out, sampling=sampling, split=split, count=count)
+
+
+def _stretched(shapes: str, stretch: int) -> str:
+    return f"{shapes}-stretched-{stretch}" if stretch else shapes
 
 
 def _sampling(plan: Plan) -> Sampling:
