@@ -163,7 +163,8 @@ DEPARTURES = """\
   (docs/method.md).
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
 - n: shapes that a cell is tested on, spread evenly over the test split. Auto-decoders, which take hundreds of Adam steps for each, 1,000 at most.
-  Preset `cpu`: they train on 4,000 shapes drawn by the seed, 16 a step, and each step of a fit sees 256 points of the context.
+  Preset `cpu`: they train on 4,000 shapes drawn by the seed (hypernetworks, whose steps take longer, 1,500), 16 a step, and each step of a fit
+  sees 256 points of the context.
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.
