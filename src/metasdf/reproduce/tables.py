@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,11 +93,12 @@ def _experiments(cell: Cell, plan: Plan) -> tuple[Experiment, Experiment]:
 
 
 def _train(e: Experiment, store: Store, plan: Plan, *, say: Say) -> None:
-    run = run_of(e, store, plan)
+    """An auto-decoder is validated at the end alone: fitting a few codes takes minutes, and they would be its training's."""
+    run, every = run_of(e, store, plan), math.inf if e.method.kind == "codes" else 240
     say(f"training {e.name} on {store.path.name}: {run}")
     with TrainingMonitor() as monitor:
         trainer = Trainer(
-            e, store, run, Limit.of(e, store, plan.budget), monitor, device=plan.device, commit=commit(), validate_seconds=240, pictures=False
+            e, store, run, Limit.of(e, store, plan.budget), monitor, device=plan.device, commit=commit(), validate_seconds=every, pictures=False
         )
         trainer.fit()
     if trainer.stop_signal is not None:
