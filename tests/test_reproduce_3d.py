@@ -15,6 +15,7 @@ from PIL import Image
 from solids import ball, box
 from spheres import write_spheres
 
+from metasdf import poisson
 from metasdf.cli import cli
 from metasdf.data import meshes
 from metasdf.data.isolation import Done
@@ -27,17 +28,17 @@ from metasdf.geometry.io import write_mesh
 from metasdf.metrics import Convention
 from metasdf.reproduce import solids, tables
 from metasdf.reproduce.page import ratios, read, surface_comparison, write_page
-from metasdf.reproduce.plan import Plan
+from metasdf.reproduce.plan import UNTRAINED, Plan
 from metasdf.reproduce.tables import Cell, cells, fill
 
 
 def test_all_cells_of_both_tables() -> None:
-    assert len(cells(["table3"])) == 12 and len(cells(["table4"])) == 4
+    assert len(cells(["table3"])) == 15 and len(cells(["table4"])) == 5
     assert all(solids.PUBLISHED[name].keys() <= column.experiments.keys() for name, column in solids.COLUMNS.items())
     for cell in cells(["table3", "table4"]):
         e = cell.experiment(preset="paper")
         assert (e.context, e.category) == (cell.asks.context, "tables" if cell.asks.test == "benches" else cell.asks.test)
-        assert (e.method.kind == "metasdf") == (cell.method == "metasdf")
+        assert (e.method.kind == "metasdf") == (cell.method in ("metasdf", UNTRAINED))
     assert solids.published("tables-dense", "metasdf") == (0.134, 0.059, None) and solids.published("chairs-levelset", "metasdf") is None
 
 
@@ -86,6 +87,25 @@ def test_cells_from_data_sets_to_json(filled: Plan) -> None:
     assert path.stat().st_mtime_ns == before and "kept" in said[0]
 
 
+def test_screened_poisson_learns_nothing_and_finds_balls(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 1,000 points with normals; where pymeshlab is missing the cell is left out, with what to type, and the others go on."""
+    pytest.importorskip("pymeshlab")
+    monkeypatch.setattr(tables, "experiment", lambda name, preset: replace(tiny(name, preset=preset), n_test=1000))
+    monkeypatch.setattr(solids, "PAPER", Convention(points=3000))
+    plan, said, cell = filled._replace(results=tmp_path), list[str](), Cell("tables-levelset", UNTRAINED)
+    fill(cell, plan, say=said.append)
+    found = result(plan, cell.name)
+    assert found["n"] == 2 and found["context"] == {"rule": "levelset", "points": 1000, "normals": True} and found["near_copies"] == []
+    assert found["metrics"]["misclassified"]["mean"] < 1 and found["metrics"]["iou"]["mean"] > 0.97
+    assert found["metrics"]["chamfer"]["mean"] < 1.5 * found["metrics"]["chamfer_floor"]["mean"]
+    (line,) = read(tmp_path).surfaces
+    assert line.line.seconds == 0 and line.trained_on == "nothing" and not list((filled.work / "runs").glob("*levelset*"))
+    path = tmp_path / f"{cell.name}.json"
+    path.unlink()
+    monkeypatch.setattr(poisson, "available", lambda: False)
+    assert not fill(cell, plan, say=said.append).exists() and "pip install 'metasdf[poisson]'" in said[-1]
+
+
 def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "experiment", tiny)
     draw(filled, out=tmp_path, numbers=tmp_path, only=["tables-dense"], shapes=2, say=lambda text: None)
@@ -132,6 +152,10 @@ def test_real_shapes_are_tested_and_drawn_ones_trained_on_beside_them(tmp_path: 
     assert names(train.store, "train") == ["tables/000000", "tables/000001", "tables/a"] and names(train.store, "val") == ["tables/b"]
     assert names(test.store, "test") == names(train.store, "test") == ["tables/c"] and len(test.store) == 3
     assert (train.label, test.label) == ("Sweet Home 3D tables and 2 procedural ones", "Sweet Home 3D tables")
+    wider = solids.data("tables", "train", plan._replace(stretch=1))
+    assert names(wider.store, "train") == [*names(train.store, "train"), "tables/a~1"] and names(wider.store, "test") == ["tables/c"]
+    assert wider.label == "Sweet Home 3D tables, 1 stretched copies of each and 2 procedural ones"
+    assert solids.request(plan) == solids.request(plan._replace(stretch=0)) != solids.request(plan._replace(stretch=1))
     bench = solids.data("benches", "test", plan)
     assert names(bench.store, "test") == ["benches/e"] and len(bench.store) == 1
     (tmp_path / "meshes/splits.json").unlink()

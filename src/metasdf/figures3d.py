@@ -28,7 +28,7 @@ from metasdf.metrics import misclassified
 from metasdf.prior import SDF, Prior
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, MUTED, png
-from metasdf.reproduce.plan import LABELS, Data, Plan, Say
+from metasdf.reproduce.plan import LABELS, UNTRAINED, Data, Plan, Say
 from metasdf.reproduce.solids import resolution_of
 from metasdf.reproduce.tables import Cell, cells, filled
 from metasdf.tasks import Observations
@@ -60,7 +60,7 @@ def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shap
     """
     columns: dict[str, list[Fitter]] = {}
     for cell in cells(["table3", "table4"], only):
-        if (plan.results / f"{cell.name}.json").is_file():
+        if (plan.results / f"{cell.name}.json").is_file() and cell.method != UNTRAINED:
             columns.setdefault(cell.column, []).append(Fitter(cell, *filled(cell, plan)))
     if not columns:
         raise UsageError("no cell of tables 3 and 4 is filled", where=plan.results, fix="metasdf reproduce table3, with the same options")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from metasdf.data.loader import Loader, check_dim, rows_of
+from metasdf.data.loader import Loader, MeshShapes, check_dim, rows_of
 from metasdf.data.shape import read_shape
 from metasdf.data.store import MESHES, Store
 from metasdf.errors import EmptySurfaceError, InputError, UsageError
 from metasdf.evaluate import spread
 from metasdf.geometry.frame import Frame
+from metasdf.geometry.mesh import Mesh
+from metasdf.geometry.signed import MeshSDF
 from metasdf.metrics import PAPER, Convention, Failure, Outcome, best, compare, iou, misclassified, summarise
+from metasdf.poisson import DEPTH, screened_poisson
 from metasdf.prior import Observed, Prior
 from metasdf.progress import Report, reporter
 from metasdf.provenance import commit, hardware
 
+Floats = NDArray[np.float64]
 DEFINITION = {
     "iou": "volume inside both over volume inside either, by the data set's points uniform in the field's cube [-1, 1]^3; none where it has no such",
     "misclassified": "percent of the shape's judged samples, drawn as DeepSDF draws them and never part of a context, whose sign is wrong",
@@ -26,6 +32,20 @@ DEFINITION = {
     "mesh_ms": "median over shapes of the wall-clock milliseconds from parameters to mesh",
     "field_evaluations": "median over shapes of the points at which the field was asked for the mesh",
 }
+
+
+class Reconstruction(NamedTuple):
+    """sdf: of points (N, 3) in field units. evaluations: points at which the field was asked for the mesh."""
+
+    mesh: Mesh
+    sdf: Callable[[Floats], Floats]
+    fit_ms: float
+    mesh_ms: float
+    evaluations: int
+
+
+# A row of the data set and a seed for the context -> the shape again. Raises EmptySurfaceError, InputError: a failure.
+Reconstruct = Callable[[int, int], Reconstruction]
 
 
 def evaluate_surfaces(
@@ -38,54 +58,103 @@ def evaluate_surfaces(
     best_of: that many reconstructions of each shape, with contexts of their own, the best by chamfer counts (supplement 3.2.6: two).
     A shape without a surface is a failure, named, and in no mean. Raises UsageError for a data set that is not of 3D shapes, or an empty split.
     """
-    if store.kind != MESHES:
-        raise UsageError(f"surfaces are measured of 3D shapes, this data set holds {store.kind}", where=store.path, fix="leave --surfaces out")
+    _check_meshes(store)
     check_dim(store, prior.dim, whose=prior.name)
     device = device or torch.device("cpu")
     e, category = prior.experiment, category or prior.experiment.category
     prior.to(device)
+
+    def reconstruct(index: int, seed: int) -> Reconstruction:
+        loader = Loader(store, indices=np.array([index]), rule=e.context, n_context=e.n_test, n_query=0, batch=1, seed=seed)
+        context = loader.tasks(np.array([index])).context
+        started = time.perf_counter()
+        (sdf,) = prior.fit([Observed(_frame(store, index), context.x[0].numpy(), context.y[0, :, 0].numpy())], steps=steps)
+        fitted = time.perf_counter()
+        found = sdf.extract(resolution=resolution)
+        return Reconstruction(found.mesh, sdf.at_field, (fitted - started) * 1e3, (time.perf_counter() - fitted) * 1e3, found.evaluations)
+
+    measured = _measure(reconstruct, store, split=split, category=category, limit=limit, best_of=best_of, seed=seed, convention=convention,
+                        progress=progress)  # fmt: skip
+    return measured | {
+        "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps, "context": {"rule": e.context, "points": e.n_test},
+        "hardware": hardware(device), "training": prior.card.get("training", {}),
+    }  # fmt: skip
+
+
+def evaluate_poisson(
+    store: Store, *, n_points: int, split: str = "test", category: str | None = None, limit: int | None = None, best_of: int = 1, seed: int = 0,
+    depth: int = DEPTH, convention: Convention = PAPER, progress: bool | Report = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The same of screened Poisson (`metasdf.poisson`), which sees as many surface points and, beyond what priors see, their true normals.
+
+    Its signs are those of `sdf_from_mesh`; fit_ms is all it takes from points to mesh. Raises UsageError where pymeshlab is missing, or the data
+    set has no normals.
+    """
+    _check_meshes(store)
+
+    def reconstruct(index: int, seed: int) -> Reconstruction:
+        rows = read_shape(store.item(index), "surface").arrays["surface"].astype(np.float64)
+        if not rows[:, 3:].any():
+            raise UsageError("Screened Poisson needs normals, and the surface points of this data set have none", where=store.path,
+                             cause="samples in DeepSDF's layout", fix="prepare the meshes themselves")  # fmt: skip
+        chosen = np.random.default_rng((seed, index)).choice(len(rows), min(n_points, len(rows)), replace=False)
+        started = time.perf_counter()
+        mesh = screened_poisson(rows[chosen, :3], rows[chosen, 3:], depth=depth)
+        took = time.perf_counter() - started
+        return Reconstruction(Mesh(_frame(store, index).from_field(mesh.vertices), mesh.faces), MeshSDF(mesh), took * 1e3, 0.0, 0)
+
+    measured = _measure(reconstruct, store, split=split, category=category, limit=limit, best_of=best_of, seed=seed, convention=convention,
+                        progress=progress)  # fmt: skip
+    return measured | {
+        "prior": None, "preset": "none", "resolution": 2**depth, "steps": None, "context": {"rule": "levelset", "points": n_points, "normals": True},
+        "hardware": hardware(torch.device("cpu")), "training": {"seconds": 0.0},
+    }  # fmt: skip
+
+
+def _measure(reconstruct: Reconstruct, store: Store, *, split: str, category: str | None, limit: int | None, best_of: int, seed: int,
+             convention: Convention, progress: bool | Report) -> dict[str, Any]:  # fmt: skip
     indices = spread(rows_of(store, split, category), limit)
     rows: list[Outcome] = []
     times: list[tuple[float, float, int]] = []
     with reporter(progress, len(indices), "reconstructing") as report:
         for done, index in enumerate(indices, 1):
-            attempts = [_attempt(prior, store, int(index), resolution=resolution, seed=seed + k, steps=steps, convention=convention, times=times)
-                        for k in range(best_of)]  # fmt: skip
+            attempts = [_attempt(reconstruct, store, int(index), seed=seed + k, convention=convention, times=times) for k in range(best_of)]
             rows.append(best(*attempts) if best_of > 1 else attempts[0])
             report(done, len(indices))
     summary = summarise(rows)
     fit, mesh, asked = (float(np.median(column)) for column in zip(*times, strict=True)) if times else (None, None, None)
     return {
-        "prior": prior.name, "preset": e.preset, "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split,
-        "category": category, **summary, "definition": summary["definition"] | DEFINITION, "resolution": resolution, "seed": seed,
-        "steps": steps, "fit_ms": fit, "mesh_ms": mesh, "field_evaluations": asked, "context": {"rule": e.context, "points": e.n_test},
-        "shapes": [row._asdict() | {"convention": None} if not isinstance(row, Failure) else row._asdict() for row in rows],
-        "commit": commit(), "hardware": hardware(device), "training": prior.card.get("training", {}),
+        "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split, "category": category, **summary,
+        "definition": summary["definition"] | DEFINITION, "seed": seed, "fit_ms": fit, "mesh_ms": mesh, "field_evaluations": asked,
+        "shapes": [row._asdict() | {"convention": None} if not isinstance(row, Failure) else row._asdict() for row in rows], "commit": commit(),
     }  # fmt: skip
 
 
 def _attempt(
-    prior: Prior, store: Store, index: int, *, resolution: int, seed: int, steps: int | None, convention: Convention,
-    times: list[tuple[float, float, int]],
-) -> Outcome:  # fmt: skip
-    e = prior.experiment
-    loader = Loader(store, indices=np.array([index]), rule=e.context, n_context=e.n_test, n_query=0, batch=1, seed=seed)
+    reconstruct: Reconstruct, store: Store, index: int, *, seed: int, convention: Convention, times: list[tuple[float, float, int]]
+) -> Outcome:
     shape = read_shape(store.item(index), "surface", "volume")
-    name, frame = str(shape.facts["name"]), Frame(tuple(shape.facts.get("centre", (0.0, 0.0, 0.0))), float(shape.facts.get("scale", 1.0)))
-    context = loader.tasks(np.array([index])).context
-    started = time.perf_counter()
-    (sdf,) = prior.fit([Observed(frame, context.x[0].numpy(), context.y[0, :, 0].numpy())], steps=steps)
-    fitted = time.perf_counter()
+    name, frame = str(shape.facts["name"]), _frame(store, index)
     try:
-        extraction = sdf.extract(resolution=resolution)
+        ours = reconstruct(index, seed)
     except (EmptySurfaceError, InputError) as error:
         return Failure(name, error.what)
-    times.append(((fitted - started) * 1e3, (time.perf_counter() - fitted) * 1e3, extraction.evaluations))
+    times.append((ours.fit_ms, ours.mesh_ms, ours.evaluations))
     surface = shape.arrays["surface"].astype(np.float64)
     truth = np.concatenate((frame.from_field(surface[:, :3]), surface[:, 3:]), 1)
-    found = compare(truth, extraction.mesh, name=name, frame=frame, convention=convention)
-    volume, judged = shape.arrays["volume"], loader.shapes.judged(index)
+    found = compare(truth, ours.mesh, name=name, frame=frame, convention=convention)
+    volume, judged = shape.arrays["volume"], MeshShapes(store).judged(index)
     return found._replace(
-        iou=iou(volume[:, 3] < 0, sdf.at_field(volume[:, :3]) < 0) if len(volume) else None,
-        misclassified=misclassified(judged.s[:, 0] < 0, sdf.at_field(judged.x) < 0),
+        iou=iou(volume[:, 3] < 0, ours.sdf(volume[:, :3]) < 0) if len(volume) else None,
+        misclassified=misclassified(judged.s[:, 0] < 0, ours.sdf(judged.x) < 0),
     )
+
+
+def _check_meshes(store: Store) -> None:
+    if store.kind != MESHES:
+        raise UsageError(f"surfaces are measured of 3D shapes, this data set holds {store.kind}", where=store.path, fix="leave --surfaces out")
+
+
+def _frame(store: Store, index: int) -> Frame:
+    *centre, scale = store.arrays["frames"][index].tolist()
+    return Frame((centre[0], centre[1], centre[2]), scale)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from metasdf.errors import InputError
 from metasdf.files import write_whole
 from metasdf.reproduce import digits, solids
-from metasdf.reproduce.plan import LABELS
+from metasdf.reproduce.plan import LABELS, UNTRAINED
 from metasdf.reproduce.tables import KINDS, Cell, cells
 
 
@@ -164,7 +164,7 @@ DEPARTURES = """\
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
 - n: shapes that a cell is tested on, spread evenly over the test split. Auto-decoders, which take hundreds of Adam steps for each, 1,000 at most.
   Preset `cpu`: they train on 4,000 shapes drawn by the seed (hypernetworks, whose steps take longer, 1,500), 16 a step, and each step of a fit
-  sees 256 points of the context.
+  sees 256 points of the context; a fit makes 800 steps (hypernetworks 400, at twice the learning rate).
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.
@@ -180,6 +180,8 @@ SURFACE_DEPARTURES = """\
 - Every method of a column has the same wall-clock budget on one CPU core instead of days on GPUs. Preset `cpu`: smaller networks (MetaSDF and
   PointNet five layers of 128 ReLUs that see three Fourier frequencies, DeepSDF five of 256), fewer points and shapes a step, cosine decay, averaged
   weights; Muon, and shapes reflected at their plane of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
+- Screened Poisson is not in the paper: MeshLab's, octree depth 8, without any training. It is given the true normals of as many points of the
+  surface, which the others never see; its signs are those of its mesh.
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
 """
@@ -201,7 +203,7 @@ def write_page(measured: Measured, path: Path) -> None:
     if measured.fields:
         text += ["\n## Departures from the paper, 2D\n", DEPARTURES.rstrip()]
     if measured.surfaces:
-        resolution = " or ".join(f"{n:,}" for n in sorted({s.resolution for s in measured.surfaces}))
+        resolution = " or ".join(f"{n:,}" for n in sorted({s.resolution for s in measured.surfaces if s.line.cell.method != UNTRAINED}))
         text += ["\n## Departures from the paper, 3D\n", SURFACE_DEPARTURES.format(resolution=resolution).rstrip()]
     write_whole(path, ("\n".join(text) + "\n").encode())
 
@@ -215,7 +217,7 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> list[str]:
 def _data(lines: Sequence[Surfaces]) -> Iterator[str]:
     """On what each column was trained and tested."""
     seen = set()
-    for s in _by_column(lines):
+    for s in _by_column([s for s in lines if s.line.cell.method != UNTRAINED]):
         leaks = f"; **{s.near_copies:,} near-copies of test shapes are in training**" if s.near_copies else ""
         fact = (f"- {s.line.cell.asks.title}: trained on {s.trained_on}, tested on {s.tested_on}, from {s.context:,} points, "
                 f"{s.line.seconds / 60:.0f} minutes of training{leaks}.")  # fmt: skip

@@ -15,12 +15,17 @@ from metasdf.tasks import ContextRule
 Say = Callable[[str], None]
 LABELS = {
     "hyper": "auto-decoder, hypernetwork", "concat": "auto-decoder, concatenation", "cnp4": "conditional neural process, 4 layers",
-    "cnp9": "conditional neural process, 9 layers", "deepsdf": "DeepSDF", "pointnet": "PointNet encoder", "metasdf": "MetaSDF",
+    "cnp9": "conditional neural process, 9 layers", "deepsdf": "DeepSDF", "pointnet": "PointNet encoder",
+    "poisson": "screened Poisson, given normals", "metasdf": "MetaSDF",
 }  # fmt: skip
 
 
+UNTRAINED = "poisson"  # learns nothing
+
+
 class Column(NamedTuple):
-    """What a table asks: a context, the shapes trained on, and those whose test split is asked for; of each method, the name of its experiment."""
+    """What a table asks: a context, the shapes trained on, and those whose test split is asked for; of each method, the name of its experiment.
+    Of a method that learns nothing: of the experiment whose context it is given."""
 
     table: str
     title: str

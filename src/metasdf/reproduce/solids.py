@@ -18,11 +18,14 @@ from metasdf.data.store import Store
 from metasdf.errors import UsageError
 from metasdf.metrics import PAPER, Convention
 from metasdf.prior import Prior
-from metasdf.reproduce.plan import Column, Data, Plan
-from metasdf.surfaces import evaluate_surfaces
+from metasdf.reproduce.plan import UNTRAINED, Column, Data, Plan
+from metasdf.surfaces import evaluate_poisson, evaluate_surfaces
 
 # Of each context and method, how the experiment of a category is called.
-METHODS = {"dense": {"deepsdf": "{}-deepsdf", "metasdf": "{}-dense"}, "levelset": {"pointnet": "{}-pointnet", "metasdf": "{}-levelset"}}
+METHODS = {
+    "dense": {"deepsdf": "{}-deepsdf", "metasdf": "{}-dense"},
+    "levelset": {"pointnet": "{}-pointnet", UNTRAINED: "{}-levelset", "metasdf": "{}-levelset"},
+}
 TITLES = {"dense": "dense", "levelset": "level set"}
 
 
@@ -99,6 +102,12 @@ def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | N
     result = evaluate_surfaces(prior, test.store, category=test.category, limit=limit, resolution=resolution_of(plan), best_of=BEST_OF,
                                convention=SMALL_CONVENTION if plan.small else PAPER, device=plan.device)  # fmt: skip
     return result | {"near_copies": near_copies(*_rows(train, "train"), *_rows(test, "test"))}
+
+
+def measure_untrained(n_points: int, test: Data, plan: Plan, *, limit: int | None) -> dict[str, Any]:
+    """Of screened Poisson, from as many points as priors see. No shape is in training."""
+    return evaluate_poisson(test.store, n_points=n_points, category=test.category, limit=limit, best_of=BEST_OF,
+                            convention=SMALL_CONVENTION if plan.small else PAPER) | {"near_copies": []}  # fmt: skip
 
 
 def resolution_of(plan: Plan) -> int:

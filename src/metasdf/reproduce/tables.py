@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from metasdf import poisson
 from metasdf.checkpoint import write_json
 from metasdf.conditioning.codes import AutoDecoder
 from metasdf.data.store import Store
@@ -18,7 +19,7 @@ from metasdf.prior import Prior, load
 from metasdf.progress import TrainingMonitor
 from metasdf.provenance import commit
 from metasdf.reproduce import digits, solids
-from metasdf.reproduce.plan import LABELS, Column, Data, Plan, Say, Tables
+from metasdf.reproduce.plan import LABELS, UNTRAINED, Column, Data, Plan, Say, Tables
 from metasdf.train import Limit, Trainer
 
 KINDS: dict[str, Tables] = {"table1": digits, "table2": digits, "table3": solids, "table4": solids}
@@ -60,15 +61,23 @@ def fill(cell: Cell, plan: Plan, *, say: Say) -> Path:
     column, path, kind = cell.asks, plan.results / f"{cell.name}.json", KINDS[cell.asks.table]
     asked, trained_as = _experiments(cell, plan)
     limit = kind.limit(asked.method.kind == "codes", plan)
-    request = {"experiment": to_dict(trained_as), "budget": plan.budget, "limit": limit, "small": plan.small, **kind.request(plan)}
+    learns = {"experiment": to_dict(trained_as), "budget": plan.budget} if cell.method != UNTRAINED else {"points": asked.n_test}
+    request = {**learns, "limit": limit, "small": plan.small, **kind.request(plan)}
     if path.exists() and json.loads(path.read_text()).get("request") == request:
         say(f"{cell.name}: kept, {path}")
         return path
-    train, test = kind.data(column.train, "train", plan), kind.data(column.test, "test", plan)
-    _train(replace(trained_as, category=train.category), train.store, plan, say=say)
-    prior = _prior(asked, run_of(trained_as, train.store, plan))
-    result = kind.measure(prior, train, test, plan, limit=limit)
-    about = {"comparable": not plan.small, "trained_on": train.label, "tested_on": test.label}
+    if cell.method == UNTRAINED and not poisson.available():
+        say(f"{cell.name}: left out, it needs pymeshlab: pip install 'metasdf[poisson]'")
+        return path
+    test = kind.data(column.test, "test", plan)
+    about = {"comparable": not plan.small, "trained_on": "nothing", "tested_on": test.label}
+    if cell.method == UNTRAINED:
+        result = solids.measure_untrained(asked.n_test, test, plan, limit=limit)
+    else:
+        train = kind.data(column.train, "train", plan)
+        about["trained_on"] = train.label
+        _train(replace(trained_as, category=train.category), train.store, plan, say=say)
+        result = kind.measure(_prior(asked, run_of(trained_as, train.store, plan)), train, test, plan, limit=limit)
     write_json(path, {"cell": cell._asdict() | about, **result, "request": request})
     say(f"{cell.name}: {kind.told(cell.column, cell.method, result)}, {path}")
     return path
