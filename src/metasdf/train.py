@@ -36,7 +36,7 @@ from metasdf.fields import Dropout, Params, field
 from metasdf.heads import Head, make_head
 from metasdf.memory import AGAIN, AGAIN_IN_RUNS, GIB, available_bytes, choose, model_bytes, return_freed_memory, task_bytes
 from metasdf.optim import GroupedAdam
-from metasdf.prior import Prior, build_conditioner
+from metasdf.prior import Prior, build_conditioner, load
 from metasdf.tasks import Observations, TaskBatch
 from metasdf.transfer import load_into
 
@@ -217,6 +217,8 @@ class Trainer:
         self._join()
         if self.limit.progress(self.step, self.elapsed) >= 1.0:
             self.monitor.say("the run has reached its end already; a longer --budget or more --epochs would go on")
+            if row := self._ended():
+                return row
         self._fit_memory()
         started = time.monotonic() - self.elapsed
         last_checkpoint = last_validation = self.elapsed
@@ -244,6 +246,14 @@ class Trainer:
             row = self._finish() if self.group.main else {}
             self._agree()
         return row
+
+    def _ended(self) -> dict[str, float]:
+        """The last validation, where the run's prior is what would be made again; empty otherwise."""
+        path = self.run / "prior.safetensors"
+        if self.group.size > 1 or not path.exists():
+            return {}
+        prior = load(path)
+        return dict(prior.card["validation"]) if prior.experiment == self.experiment else {}
 
     def _finish(self) -> dict[str, float]:
         if self.stop_signal is not None:
