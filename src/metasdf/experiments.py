@@ -304,8 +304,9 @@ def _small_pointnet(e: Experiment) -> Experiment:
 
 
 def _cpu_encoder(e: Experiment) -> Experiment:
-    """Conditional neural processes, and the loop on a code: as few shapes a step as MetaSDF, and faster hidden weights (results/recipes/methods)."""
-    return replace(e, train=replace(e.train, batch=4, lr=1e-3, lr_muon=2e-2))
+    """Conditional neural processes, and the loop on a code: as few shapes a step as MetaSDF, and faster hidden weights, but not those of nine layers
+    (results/recipes/methods)."""
+    return replace(e, train=replace(e.train, batch=4, lr=1e-3, lr_muon=2e-2 if e.method.encoder.layers < 9 else 1e-2))
 
 
 def _cpu_codes(e: Experiment) -> Experiment:
