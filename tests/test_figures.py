@@ -71,6 +71,18 @@ def mse_of(prior: Prior, store: Store, rows: Sequence[int] | np.ndarray) -> np.n
     return grid_errors(prior.conditioner, prior.head, store, indices=np.array(rows), rule=e.context, n_context=e.n_test, seed=0, device=CPU).shapes
 
 
+def test_what_auto_decoders_have_when_metasdf_is_done() -> None:
+    def curve(*points: tuple[int, float, float]) -> list[dict[str, float]]:
+        return [{"steps": steps, "ms": ms, "mse": mse} for steps, ms, mse in points]
+
+    concat, cnp4 = curve((0, 1, 5e-3), (30, 79, 2e-4), (31, 81, 1e-4)), curve((1, 5, 2e-4))
+    curves = {"metasdf": curve((0, 1, 5e-3), (5, 80, 3e-5)), "concat": concat, "cnp4": cnp4}
+    facts = {"methods": [{"method": name, "label": name.upper()} for name in curves], "curves": curves}
+    said = " MetaSDF is done after 80 ms, with an MSE of 30.0e-6; CONCAT has by then made 30 iterations and has 200.0e-6, in the end 100.0e-6."
+    assert figures._in_the_same_time(facts) == said
+    assert figures._in_the_same_time(facts | {"curves": {"concat": curves["concat"]}}) == ""
+
+
 def test_curves_end_where_evaluation_does(drawn: Drawn) -> None:
     facts = drawn.facts("steps-against-iterations")
     assert facts["n"] == LIMIT and not facts["comparable"] and {m["method"] for m in facts["methods"]} == set(METHODS)

@@ -441,5 +441,21 @@ def write_page(results: Path, pictures: Path, page: Path) -> None:
         by = "; ".join(methods or facts["priors"])
         what = TEXTS["qualitative" if name.startswith(QUALITATIVE) else name].format(**facts)
         warning = "" if facts["comparable"] else " **A try on the 100 digits of the package, comparable with nothing.**"
+        if "curves" in facts:
+            what += _in_the_same_time(facts)
         text.append(f"{what} n = {facts['n']:,}, seed {facts['seed']}. Priors: {by}. {facts['hardware']} (commit {facts['commit']}).{warning}\n")
     write_whole(page, "\n".join(text).encode())
+
+
+def _in_the_same_time(facts: Facts) -> str:
+    """Where auto-decoders are when MetaSDF is done."""
+    labels, curves = {m["method"]: m["label"] for m in facts["methods"]}, facts["curves"]
+    if "metasdf" not in curves:
+        return ""
+    done, told = curves["metasdf"][-1], [""]
+    for method, curve in curves.items():
+        if method != "metasdf" and len(curve) > 1:
+            there = [point for point in curve if point["ms"] <= done["ms"]][-1]
+            told.append(f"{labels[method]} has by then made {there['steps']:,} iterations and has {there['mse'] * 1e6:,.1f}e-6, in the end "
+                        f"{curve[-1]['mse'] * 1e6:.1f}e-6.")  # fmt: skip
+    return f" MetaSDF is done after {done['ms']:,.0f} ms, with an MSE of {done['mse'] * 1e6:.1f}e-6;" + " ".join(told) if len(told) > 1 else ""
