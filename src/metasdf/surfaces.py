@@ -24,7 +24,6 @@ from metasdf.prior import Observed, Prior
 from metasdf.progress import Report, reporter
 from metasdf.provenance import commit, hardware
 
-Floats = NDArray[np.float64]
 DEFINITION = {
     "iou": "volume inside both over volume inside either, by the data set's points uniform in the field's cube [-1, 1]^3; none where it has no such",
     "misclassified": "percent of the shape's judged samples, drawn as DeepSDF draws them and never part of a context, whose sign is wrong",
@@ -38,7 +37,7 @@ class Reconstruction(NamedTuple):
     """sdf: of points (N, 3) in field units. evaluations: points at which the field was asked for the mesh."""
 
     mesh: Mesh
-    sdf: Callable[[Floats], Floats]
+    sdf: Callable[[NDArray[np.floating]], NDArray[np.floating]]
     fit_ms: float
     mesh_ms: float
     evaluations: int

@@ -98,7 +98,7 @@ def prepare_meshes(
 
         def make(wanted: Sequence[Origin], sums: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
             methods = [signs.get(origin.origin.name if isinstance(origin, Stretched) else origin.name, sampling.sign) for origin in wanted]
-            tasks = [_task(*each, replace(sampling, sign=sign), folder) for *each, sign in zip(wanted, sums, methods, strict=True)]
+            tasks = [_task(origin, digest, replace(sampling, sign=sign), folder) for origin, digest, sign in zip(wanted, sums, methods, strict=True)]
             known = take_over(out, tasks)
             if not found.sampled:
                 check_space(folder, tasks)
