@@ -227,7 +227,12 @@ def test_stretched_copies_of_training_shapes(folder: Path, tmp_path: Path, monke
     assert sorted(made) == sorted([f"{name}~3" for name in learned] + ["boxes/empty", "boxes/points"]) and len(more) == len(store) + len(learned)
 
 
+@pytest.mark.usefixtures("here")
 def test_copies_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    for name in ("ball", "ball~1"):
+        write_mesh(tmp_path / f"two/{name}.ply", ball(1))
+    with pytest.raises(UsageError, match="A copy would be called ball~1"):
+        prepare_meshes(tmp_path / "two", tmp_path / "data", sampling=FEW, split=(1, 0, 0), stretch=1, progress=False)
     with pytest.raises(UsageError, match="There are no stretched copies of a part"):
         prepare_meshes(folder, tmp_path / "data", sampling=FEW, stretch=1, shard=(1, 2), progress=False)
     sampled(tmp_path / "deepsdf")

@@ -113,6 +113,8 @@ def prepare_meshes(
             learned = {rows[k].facts["name"] for k in splits["train"]}
             copies = [Stretched(origin, number, sampling.seed) for origin in origins if isinstance(origin, MeshFile | Dice)
                       and origin.name in learned for number in range(1, stretch + 1)]  # fmt: skip
+            if taken := {copy.name for copy in copies} & set(given):
+                raise UsageError(f"A copy would be called {min(taken)}, as one of the shapes is", where=source, fix="give that file another name")
             more, failed = make(copies, [checksum(copy) for copy in copies])
             dropped += failed
             rows, splits = _beside(rows, splits, more)
