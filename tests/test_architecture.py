@@ -18,6 +18,7 @@ SPEC = importlib.util.find_spec("metasdf")  # finds the package, checkout or whe
 assert SPEC is not None and SPEC.origin is not None
 PACKAGE = Path(SPEC.origin).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+OPTIONAL = ("tensorboard", "ray", "viser", "scikit-learn", "pymeshlab")  # packages of extras that the code imports where they are
 
 # A unit is a module or a package directly under metasdf. Where a unit is listed, it may import these units of ours and those for ALL, no other.
 ALL = {"errors", "files"}
@@ -89,7 +90,7 @@ def test_imports_point_one_way() -> None:
 
 def test_all_that_is_imported_is_declared() -> None:
     """The demo and the users of the wheel have the declared dependencies only, not those of the tests."""
-    lines = [line for line in requires("metasdf") or [] if "extra ==" not in line or line.startswith(("tensorboard", "ray", "viser", "scikit-learn"))]
+    lines = [line for line in requires("metasdf") or [] if "extra ==" not in line or line.startswith(OPTIONAL)]
     declared = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
     modules = {name.split(".")[0] for path in SOURCES for name in dotted_imports(ast.parse(path.read_text(encoding="utf-8")), "metasdf")}
     distributions = packages_distributions()
