@@ -455,7 +455,7 @@ def _in_the_same_time(facts: Facts) -> str:
     done, told = curves["metasdf"][-1], [""]
     for method, curve in curves.items():
         if method != "metasdf" and len(curve) > 1:
-            there = [point for point in curve if point["ms"] <= done["ms"]][-1]
+            there = [point for point in curve if point["ms"] <= done["ms"] or not point["steps"]][-1]
             told.append(f"{labels[method]} has by then made {there['steps']:,} iterations and has {there['mse'] * 1e6:,.1f}e-6, in the end "
                         f"{curve[-1]['mse'] * 1e6:.1f}e-6.")  # fmt: skip
     return f" MetaSDF is done after {done['ms']:,.0f} ms, with an MSE of {done['mse'] * 1e6:.1f}e-6;" + " ".join(told) if len(told) > 1 else ""

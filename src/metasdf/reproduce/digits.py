@@ -35,8 +35,8 @@ PUBLISHED: dict[str, tuple[tuple[float, float | None], ...]] = {
     "cnp9": ((92.5, 2.0), (145.8, 1.2), (223.4, 4.2), (291.2, 8.6), (468.0, 22.8)),
     "metasdf": ((15.4, 0.2), (56.6, 0.5), (22.8, 0.5), (33.3, 1.1), (59.8, 1.2)),
 }
-CODE_BATCH = 48  # of which are fitted at once: a hypernetwork's weights are read once for all of them
 CODE_SHAPES = 1000  # test shapes of auto-decoders, which fit a code to each by hundreds of steps
+CODE_BATCH = 48  # of these fitted at once: a hypernetwork's weights are read once for all of them
 
 
 def published(column: str, method: str) -> tuple[float, float | None]:
