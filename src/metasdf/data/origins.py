@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from metasdf.data.deepsdf import is_deepsdf, list_shapes, read_shape, sample_paths
 from metasdf.data.procedural import CATEGORIES, procedural_parameters, procedural_shape
-from metasdf.data.shape import PICTURE, SLICE, Sampling, Shape, pack_views, sample_mesh
+from metasdf.data.shape import PICTURE, SLICE, Sampling, Shape, keyed, pack_views, sample_mesh
 from metasdf.data.sources import ShapeKey, Source, find_meshes, read_source
 from metasdf.data.store import sha256_file
 from metasdf.errors import InputError, UsageError
@@ -115,8 +115,7 @@ class Stretched(NamedTuple):
     @property
     def factors(self) -> NDArray[np.float64]:
         """(3,)"""
-        rng = np.random.default_rng((self.seed, *hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()))
-        return np.asarray(STRETCH ** rng.uniform(-1, 1, 3))
+        return np.asarray(STRETCH ** keyed(self.seed, f"{self.name}, stretched").uniform(-1, 1, 3))  # not the numbers its samples are drawn by
 
     def checksum(self) -> str:
         return f"{self.origin.checksum()}-stretched-{','.join(f'{factor:.9f}' for factor in self.factors)}"
@@ -148,7 +147,7 @@ class Sampled(NamedTuple):
 
     def draw(self, how: Sampling) -> Shape:
         given = read_shape(self.root, self.key)
-        rng = np.random.default_rng((how.seed, *hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()))
+        rng = keyed(how.seed, self.name)
         offset, scale = (np.zeros(3), 1.0) if given.offset is None or given.scale is None else (given.offset, given.scale)
         framed = given.offset is not None
         surface = (given.surface.astype(np.float64) + offset) * scale if given.surface is not None and framed else np.zeros((0, 3))

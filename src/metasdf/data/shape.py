@@ -70,7 +70,7 @@ def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape
     frame = frame_of(mesh)
     mesh = Mesh(frame.to_field(mesh.vertices), mesh.faces)
     sdf = MeshSDF(mesh, sign=how.sign, hollows=how.hollows, thickness=how.thickness)
-    rng = np.random.default_rng((how.seed, *hashlib.sha256(name.encode(errors="surrogateescape")).digest()))
+    rng = keyed(how.seed, name)
     samples = sdf_samples(sdf, how.samples, rng=rng)
     surface = surface_points(sdf.surface, how.surface, rng=rng)
     views = [depth_view(mesh, direction, how.view_size) for direction in rng.standard_normal((how.views, 3))]
@@ -89,6 +89,11 @@ def sample_mesh(mesh: Mesh, *, name: str, category: str, how: Sampling) -> Shape
         "agreement": sdf.agreement, "agreement_uniform": sdf.agreement_uniform, "inside": float((samples.s < 0).mean()),
     }  # fmt: skip
     return Shape(arrays, facts)
+
+
+def keyed(seed: int, name: str) -> np.random.Generator:
+    """What is drawn for a name depends on it and the seed alone."""
+    return np.random.default_rng((seed, *hashlib.sha256(name.encode(errors="surrogateescape")).digest()))
 
 
 def pack_views(views: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
