@@ -57,7 +57,7 @@ def test_the_methods_are_the_supplements() -> None:
 @pytest.mark.parametrize("category", ["planes", "tables", "chairs"])
 def test_the_paper_preset_in_3d_is_the_supplement(category: str) -> None:
     """Supplement 3.2.2 and 3.2.3; points and clipping from the authors' code."""
-    dense, levelset, partial = (experiment(f"{category}-{rule}", preset="paper") for rule in ("dense", "levelset", "partial"))
+    dense, levelset, partial, oriented = (experiment(f"{category}-{rule}", preset="paper") for rule in ("dense", "levelset", "partial", "oriented"))
     assert (dense.field.width, len(dense.field.shapes) - 1, dense.field.out_dim, dense.head) == (512, 8, 2, "distance_sign")
     assert (levelset.field.width, len(levelset.field.shapes) - 1, levelset.field.out_dim, levelset.head) == (512, 5, 1, "distance")
     for e in (dense, levelset):
@@ -67,7 +67,7 @@ def test_the_paper_preset_in_3d_is_the_supplement(category: str) -> None:
     assert [at * dense.train.epochs for at in dense.train.halve_at] == [350] and dense.train.epochs == 500
     assert [at * levelset.train.epochs for at in levelset.train.halve_at] == [500, 1000, 1500] and levelset.train.epochs == 2000
     assert (dense.n_context, dense.n_query, dense.n_test, levelset.n_test) == (12_000, 12_000, 50_000, 10_000)
-    assert partial.context == "partial"
+    assert (partial.context, oriented.context) == ("partial", "oriented")
 
 
 @pytest.mark.parametrize("category", ["planes", "tables", "chairs"])

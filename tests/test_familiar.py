@@ -63,7 +63,7 @@ def normals(index: int, n: int) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "oriented"])
 def test_usual_judges_by_other_points(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, prior = write_spheres(tmp_path / "store", samples=1000, surface=1000, shapes=2), ball(rule)
     fitted, judging = [], []
@@ -75,7 +75,7 @@ def test_usual_judges_by_other_points(rule: str, tmp_path: Path, monkeypatch: py
         assert len(context.x) == 200 and len(points.x) == 200
         assert not {x.tobytes() for x in context.x} & {x.tobytes() for x in points.x}
         true = np.linalg.norm(points.x - CENTRE, axis=1) - radius(index)
-        np.testing.assert_allclose(true, points.s if rule == "dense" else 0, atol=1e-6)
+        np.testing.assert_allclose(true, 0 if points.s is None else points.s, atol=1e-6)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from spheres import CENTRE, distance, write_spheres
 from test_train import tiny, trainer
 
 from metasdf.data.loader import Loader, MeshShapes, rows_of
+from metasdf.data.shape import encode, read_shape
 from metasdf.data.store import Store
 from metasdf.errors import InputError, UsageError
 from metasdf.evaluate import evaluate, grid_errors
@@ -19,6 +20,7 @@ from metasdf.experiments import Experiment, experiment
 from metasdf.heads import Distance
 from metasdf.prior import build_conditioner, load, load_sdf
 from metasdf.surfaces import evaluate_surfaces
+from metasdf.tasks import OFFSET
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def loader(store: Store, rule: str, **points: int) -> Loader:
     return Loader(store, indices=store.split("train"), rule=rule, batch=3, seed=0, **{"n_context": 60, "n_query": 80, **points})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "oriented"])
 def test_a_task_is_of_its_shape(store: Store, rule: str) -> None:
     batch = loader(store, rule).batch(0)
     for k, task in enumerate(batch.task.tolist()):
@@ -40,13 +42,15 @@ def test_a_task_is_of_its_shape(store: Store, rule: str) -> None:
         np.testing.assert_allclose(qy, distance(task, qx), atol=1e-6)
         if rule == "dense":
             assert not {tuple(x) for x in cx.tolist()} & {tuple(x) for x in qx.tolist()}
+        elif rule == "oriented":
+            assert -OFFSET <= cy.min() < -OFFSET / 2 and OFFSET / 2 < cy.max() <= OFFSET
         else:
             assert not cy.any()
         if rule == "partial":
             assert (cx[:, 0] >= CENTRE[0]).all()  # what the camera sees, and nothing else
 
 
-@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "oriented"])
 def test_mirrored_tasks_are_of_mirrored_shapes(store: Store, rule: str) -> None:
     """Both ways come along each of the axes, in the context as in the query, and along no other."""
     drawn = Loader(store, indices=store.split("train"), rule=rule, n_context=60, n_query=80, batch=3, seed=0, mirror=(0, 1))  # type: ignore[arg-type]
@@ -63,7 +67,7 @@ def test_mirrored_tasks_are_of_mirrored_shapes(store: Store, rule: str) -> None:
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("rule", ["dense", "levelset", "partial"])
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "oriented"])
 def test_a_batch_depends_on_seed_and_step_only(store: Store, rule: str) -> None:
     forward = [loader(store, rule).batch(step) for step in range(3)]
     for step in (2, 0, 1):
@@ -91,6 +95,15 @@ def test_more_than_there_is(store: Store) -> None:
 def test_shapes_without_views(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no depth views"):
         loader(write_spheres(tmp_path / "blind", views=0), "partial").batch(0)
+
+
+def test_shapes_without_normals(tmp_path: Path) -> None:
+    bare = write_spheres(tmp_path / "bare")
+    shape = read_shape(bare.item(0))
+    shape.arrays["surface"][:, 3:] = 0
+    bare.item(0).write_bytes(encode(shape))
+    with pytest.raises(UsageError, match="no oriented context can be drawn: its surface points have no normals"):
+        loader(bare, "oriented").tasks(np.array([0]))
 
 
 def test_a_damaged_shape(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-
 
 
 def test_all_cells_of_both_tables() -> None:
-    assert len(cells(["table1"])) == 10 and len(cells(["table2"])) == 15
+    assert len(cells(["table1"])) == 11 and len(cells(["table2"])) == 18
     assert all(len(row) == len(COLUMNS) for row in PUBLISHED.values()) and tuple(PUBLISHED) == METHODS
     assert published("levelset", "metasdf") == (56.6, 0.5) and published("composite", "hyper") == (284, None)
     for cell in cells(["table1", "table2"]):
@@ -40,8 +40,12 @@ def test_cells_by_name() -> None:
 def test_published_ours_ratio(tmp_path: Path) -> None:
     (tmp_path / "dense-metasdf.json").write_text(json.dumps(TINY))
     (tmp_path / "dense-cnp4.json").write_text(json.dumps({**TINY, "cell": {"comparable": False}}))
+    (tmp_path / "dense-refined.json").write_text(json.dumps({**TINY, "metrics": {"mse": 20e-6, "mae": 1e-3}, "n": 96}))
     lines = read(tmp_path)
-    assert list(comparison(lines.fields)) == [("MetaSDF", "dense", "15.4 ± 0.2", "30.8 ± 1.0", "2.00", "2.00", "10,000", "1", "15", "12.3")]
+    assert list(comparison(lines.fields)) == [
+        ("MetaSDF", "dense", "15.4 ± 0.2", "30.8 ± 1.0", "2.00", "2.00", "10,000", "1", "15", "12.3"),
+        ("MetaSDF, then 40 steps of Adam", "dense", "-", "20.0", "-", "1.00", "96", "1", "15", "12.3"),
+    ]
     write_page(lines, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
     assert "| MetaSDF | dense | 15.4 ± 0.2 | 30.8 ± 1.0 | 2.00 |" in page
@@ -51,12 +55,15 @@ def test_published_ours_ratio(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mse", "ratio", "ahead"), [(61.6e-6, "0.50", "MetaSDF"), (15.4e-6, "2.00", "**the baseline**")])
 def test_metasdf_against_a_baseline(tmp_path: Path, mse: float, ratio: str, ahead: str) -> None:
     slow = {**TINY, "metrics": {"mse": mse, "mae": 1e-3}, "fit_ms": {"batched": 1230.0}}
-    for name, cell in (("dense-metasdf", TINY), ("dense-concat", slow)):
+    for name, cell in (("dense-metasdf", TINY), ("dense-refined", slow), ("dense-concat", slow)):
         (tmp_path / f"{name}.json").write_text(json.dumps(cell))
     lines = read(tmp_path)
-    assert list(against(lines.fields)) == [("dense", "auto-decoder, concatenation", "0.31", ratio, "0.01", ahead)]
+    assert list(against(lines.fields)) == [
+        ("dense", "MetaSDF", "auto-decoder, concatenation", "0.31", ratio, "0.01", ahead),
+        ("dense", "MetaSDF, then 40 steps of Adam", "auto-decoder, concatenation", "-", "1.00", "1", "**the baseline**"),
+    ]
     write_page(lines, tmp_path / "results.md")
-    assert f"| dense | auto-decoder, concatenation | 0.31 | {ratio} | 0.01 | {ahead} |" in (tmp_path / "results.md").read_text()
+    assert f"| dense | MetaSDF | auto-decoder, concatenation | 0.31 | {ratio} | 0.01 | {ahead} |" in (tmp_path / "results.md").read_text()
 
 
 def test_a_strange_file_is_named(tmp_path: Path) -> None:

@@ -28,17 +28,17 @@ from metasdf.geometry.io import write_mesh
 from metasdf.metrics import Convention
 from metasdf.reproduce import solids, tables
 from metasdf.reproduce.page import ratios, read, surface_comparison, write_page
-from metasdf.reproduce.plan import UNTRAINED, Plan
+from metasdf.reproduce.plan import REFINED, UNTRAINED, Plan
 from metasdf.reproduce.tables import Cell, cells, fill
 
 
 def test_all_cells_of_both_tables() -> None:
-    assert len(cells(["table3"])) == 15 and len(cells(["table4"])) == 5
-    assert all(solids.PUBLISHED[name].keys() <= column.experiments.keys() for name, column in solids.COLUMNS.items())
+    assert len(cells(["table3"])) == 24 and len(cells(["table4"])) == 8
+    assert all(methods.keys() <= solids.COLUMNS[name].experiments.keys() for name, methods in solids.PUBLISHED.items())
     for cell in cells(["table3", "table4"]):
         e = cell.experiment(preset="paper")
         assert (e.context, e.category) == (cell.asks.context, "tables" if cell.asks.test == "benches" else cell.asks.test)
-        assert (e.method.kind == "metasdf") == (cell.method in ("metasdf", UNTRAINED))
+        assert (e.method.kind == "metasdf") == (cell.method in ("metasdf", REFINED, UNTRAINED))
     assert solids.published("tables-dense", "metasdf") == (0.134, 0.059, None) and solids.published("chairs-levelset", "metasdf") is None
 
 
@@ -92,14 +92,17 @@ def test_screened_poisson_learns_nothing_and_finds_balls(filled: Plan, tmp_path:
     pytest.importorskip("pymeshlab")
     monkeypatch.setattr(tables, "experiment", lambda name, preset: replace(tiny(name, preset=preset), n_test=1000))
     monkeypatch.setattr(solids, "PAPER", Convention(points=3000))
-    plan, said, cell = filled._replace(results=tmp_path), list[str](), Cell("tables-levelset", UNTRAINED)
+    plan, said, cell = filled._replace(results=tmp_path), list[str](), Cell("tables-oriented", UNTRAINED)
     fill(cell, plan, say=said.append)
     found = result(plan, cell.name)
-    assert found["n"] == 2 and found["context"] == {"rule": "levelset", "points": 1000, "normals": True} and found["near_copies"] == []
+    assert found["n"] == 2 and found["context"] == {"rule": "oriented", "points": 1000} and found["near_copies"] == []
     assert found["metrics"]["misclassified"]["mean"] < 1 and found["metrics"]["iou"]["mean"] > 0.97
     assert found["metrics"]["chamfer"]["mean"] < 1.5 * found["metrics"]["chamfer_floor"]["mean"]
     (line,) = read(tmp_path).surfaces
-    assert line.line.seconds == 0 and line.trained_on == "nothing" and not list((filled.work / "runs").glob("*levelset*"))
+    assert line.line.seconds == 0 and line.trained_on == "nothing" and not list((filled.work / "runs").glob("*oriented*"))
+    draw(plan, out=tmp_path / "images", numbers=tmp_path, only=[UNTRAINED], shapes=2, say=said.append)
+    with Image.open(tmp_path / "images/tables-oriented.png") as picture:
+        assert picture.width >= 2 * PICTURE and np.asarray(picture)[:, -PICTURE:].std() > 10
     path = tmp_path / f"{cell.name}.json"
     path.unlink()
     monkeypatch.setattr(poisson, "available", lambda: False)
@@ -154,7 +157,7 @@ def test_real_shapes_are_tested_and_drawn_ones_trained_on_beside_them(tmp_path: 
     assert (train.label, test.label) == ("Sweet Home 3D tables and 2 procedural ones", "Sweet Home 3D tables")
     wider = solids.data("tables", "train", plan._replace(stretch=1))
     assert names(wider.store, "train") == [*names(train.store, "train"), "tables/a~1"] and names(wider.store, "test") == ["tables/c"]
-    assert wider.label == "Sweet Home 3D tables, 1 stretched copies of each and 2 procedural ones"
+    assert wider.label == "Sweet Home 3D tables, 1 stretched copy of each and 2 procedural ones"
     assert solids.request(plan) == solids.request(plan._replace(stretch=0)) != solids.request(plan._replace(stretch=1))
     bench = solids.data("benches", "test", plan)
     assert names(bench.store, "test") == ["benches/e"] and len(bench.store) == 1
@@ -191,11 +194,11 @@ def test_published_beside_ours(tmp_path: Path) -> None:
         ("chairs, level set", "PointNet encoder", "1 / 0.68", "0.61", "4 / 2"), ("chairs, level set", "MetaSDF", "-", "-", "1 / 0.5"),
     ]  # fmt: skip
     assert next(surface_comparison(measured.surfaces))[5:] == ("0.1", "-", "0.500", "0.900", "3.00", "5", "1", "15", "12")
-    assert list(ratios(measured.surfaces)) == [("tables, dense", "DeepSDF", "0.24", "0.87", "0.50", "0.50"),
-                                               ("chairs, level set", "PointNet encoder", "-", "-", "0.25", "0.25")]  # fmt: skip
+    assert list(ratios(measured.surfaces)) == [("tables, dense", "MetaSDF", "DeepSDF", "0.24", "0.87", "0.50", "0.50"),
+                                               ("chairs, level set", "MetaSDF", "PointNet encoder", "-", "-", "0.25", "0.25")]  # fmt: skip
     write_page(measured, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    assert "| tables, dense | DeepSDF | 0.24 | 0.87 | 0.50 | 0.50 |" in page and "Not ShapeNet" in page and "2D" not in page
+    assert "| tables, dense | MetaSDF | DeepSDF | 0.24 | 0.87 | 0.50 | 0.50 |" in page and "Not ShapeNet" in page and "2D" not in page
     assert "tables, dense: trained on some tables, tested on others, from 2,048 points, 15 minutes of training; **2 near-copies" in page
     done = CliRunner().invoke(cli, ["reproduce", "compare", "--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert done.exit_code == 0 and "0.134 / 0.059" in done.output and (tmp_path / "page.md").read_text() == page

@@ -18,9 +18,13 @@ from metasdf.experiments import experiment
 from metasdf.geometry.frame import FILL
 from metasdf.geometry.io import read_mesh, write_mesh
 from metasdf.geometry.mesh import is_watertight
+from metasdf.geometry.pose import pose_of
+from metasdf.geometry.scan import read_scan
+from metasdf.geometry.signed import MeshSDF
 from metasdf.prior import Prior, build_conditioner
-from metasdf.solid import reconstruct_scan
+from metasdf.solid import observations, outwards, reconstruct_scan
 from metasdf.surfaces import evaluate_surfaces
+from metasdf.tasks import OFFSET
 
 PLACE = np.array([5e6, -2e5, 30.0])  # as maps have them
 
@@ -98,6 +102,29 @@ def test_dense_priors_learn_from_samples_and_meshes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="learns from signed distances, the scan has points alone") as caught:
         reconstruct_scan(tmp_path / "bare.xyz", prior, tmp_path / "c.ply")
     assert str(tmp_path / "bare.xyz") in str(caught.value) and not list(tmp_path.glob("c.*"))
+
+
+def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
+    """What they are given of a ball of 2 metres are true distances; inward normals are turned round."""
+    prior, n = ball("oriented"), directions()
+    files = {"out": n, "in": -n, "bare": None}
+    for name, normals in files.items():
+        np.savetxt(tmp_path / f"{name}.xyz", PLACE + 2.0 * n if normals is None else np.column_stack((PLACE + 2.0 * n, normals)), fmt="%.9f")
+    done = {name: reconstruct_scan(tmp_path / f"{name}.xyz", prior, tmp_path / f"{name}.ply", resolution=32) for name in ("out", "in")}
+    assert done["out"].summary.context == 200 and not done["out"].summary.notes
+    assert done["in"].summary.notes == ("on the whole the normals point inwards: all were turned round",)
+    np.testing.assert_allclose(done["in"].sdf(PLACE + n), done["out"].sdf(PLACE + n), atol=1e-6)
+    for file in ("in.xyz", "out.ply"):
+        scan = outwards(read_scan(tmp_path / file))
+        pose = pose_of(scan.x)
+        x, s = observations(scan, scan.x, prior, pose, rng=np.random.default_rng(0))
+        assert s is not None and len(x) >= 400 and np.abs(s).max() == pytest.approx(OFFSET / pose.frame.scale, rel=0.05) and np.sign(s).min() < 0
+        if file == "in.xyz":
+            np.testing.assert_allclose(np.linalg.norm(x - PLACE, axis=1) - 2.0, s, atol=1e-6)
+        else:
+            np.testing.assert_allclose(MeshSDF(scan.mesh)(x), s, atol=2e-3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="learns from points with normals, and there are none"):
+        reconstruct_scan(tmp_path / "bare.xyz", prior, tmp_path / "bare.ply")
 
 
 def test_what_cannot_be_written_is_said_first(scan: Path, tmp_path: Path) -> None:

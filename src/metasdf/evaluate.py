@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metasdf.conditioning.base import Conditioner
+from metasdf.conditioning.refine import refine as refined_params
 from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.store import Store
 from metasdf.fields import field
@@ -38,12 +39,13 @@ class GridErrors(NamedTuple):
 @torch.no_grad()
 def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
-    device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True, report: Report = lambda done, total: None,
+    device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True, refine: int = 0,
+    report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
     """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point; in 3D at its judged samples.
 
     A shape whose fitted field is not finite counts as failed; the means are then over the others, and `failed` says so.
-    every_step=False judges the last step alone, at half the time.
+    every_step=False judges the last step alone, at half the time. refine: steps of `conditioning.refine` after the last one, which make one more.
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
     values = np.empty(0)
@@ -54,7 +56,10 @@ def grid_errors(
         least = min(len(each.s) for each in judged)  # 3D shapes of others may have fewer samples
         x, truth = (torch.from_numpy(np.stack([rows[:least] for rows in column])).to(device) for column in zip(*judged, strict=True))
         errors = []
-        for params in model.trajectory(context, steps=steps)[0 if every_step else -1 :]:
+        path = model.trajectory(context, steps=steps)
+        if refine:
+            path.append(refined_params(path[-1], context, model.spec, head, steps=refine))
+        for params in path[0 if every_step else -1 :]:
             errors.append(judge(head.to_sdf(field(params, x, model.spec)), truth))
         if not start:  # one array from the start: small ones that last would come to lie between the large freed blocks, and memory would grow
             values = np.empty((len(errors), 3, len(indices)))
@@ -79,32 +84,35 @@ DEFINITION = {
     "mse": "mean over shapes of the mean over all points of (sdf - truth)^2; the paper's column headed l1-error",
     "mae": "mean over shapes of the mean over all points of |sdf - truth|",
     "misclassified": "percent of points whose sign is wrong",
-    "after_step": "the same after each inner step, from the initialisation on, for the first n shapes in the first run; null without such steps",
+    "after_step": "the same after each inner step, from the initialisation on, for the first n shapes in the first run; null without such steps, or "
+                  "refined",
+    "refine": "steps of Adam on all parameters of the field, on the context, after the inner steps",
     "fit_ms": "wall-clock milliseconds from context to parameters: alone, one shape at a time (median over shapes); batched, per shape in one batch",
 }
 
 
 def evaluate(
     prior: Prior, store: Store, *, split: str = "test", runs: int = 1, seed: int = 0, limit: int | None = None, batch: int = 8,
-    steps: int | None = None, category: str | None = None, device: torch.device | None = None, progress: bool | Report = True,
+    steps: int | None = None, refine: int = 0, category: str | None = None, device: torch.device | None = None, progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Every shape of a split, each run with its own draw of context points (seed, seed + 1, ...). The result is ready for JSON.
 
     metrics are means over runs, with `_std` over runs where there are several (the paper evaluates three times, supplement 2.2.7);
     `after_step` holds those of the first STEPWISE shapes in the first run, from the initialisation (0) to the last inner step: all steps of all
-    shapes would take twice the time. Raises UsageError for an empty split, or shapes of another dimension.
+    shapes would take twice the time. Raises UsageError for an empty split, shapes of another dimension, or steps of `refine` from bare points.
     """
+    prior.check_refine(refine)
     device = device or torch.device("cpu")
     e = prior.experiment
     check_dim(store, prior.dim, whose=prior.name)
     indices = spread(rows_of(store, split, category or e.category), limit)
     model = prior.to(device).conditioner
-    stepwise = indices[: STEPWISE if model.inner_steps else 0]
+    stepwise = indices[: STEPWISE if model.inner_steps and not refine else 0]
     total = len(stepwise) + runs * len(indices)
 
     def errors_of(shapes: NDArray[np.int64], run: int, *, done: int, every_step: bool) -> GridErrors:
         return grid_errors(model, prior.head, store, indices=shapes, rule=e.context, n_context=e.n_test, seed=seed + run, device=device, batch=batch,
-                           steps=steps, every_step=every_step, report=lambda own, _: report(done + own, total))  # fmt: skip
+                           steps=steps, every_step=every_step, refine=refine, report=lambda own, _: report(done + own, total))  # fmt: skip
 
     with reporter(progress, total, "evaluating") as report:
         by_step = errors_of(stepwise, 0, done=0, every_step=True) if len(stepwise) else None
@@ -120,8 +128,8 @@ def evaluate(
         "prior": prior.name, "preset": e.preset, "data": {"source": store.meta.get("source"), "fingerprint": store.fingerprint}, "split": split,
         "n": min(r.n for r in results), "failed": max(r.failed for r in results), "metrics": metrics,
         "after_step": {name: getattr(by_step, name) for name in names} | {"n": by_step.n} if by_step else None,
-        "fit_ms": fit_times(prior, store, indices, batch=batch, seed=seed, steps=steps, device=device),
-        "context": {"rule": e.context, "points": e.n_test}, "runs": runs, "seed": seed, "definition": DEFINITION,
+        "fit_ms": fit_times(prior, store, indices, batch=batch, seed=seed, steps=steps, refine=refine, device=device),
+        "context": {"rule": e.context, "points": e.n_test}, "refine": refine, "runs": runs, "seed": seed, "definition": DEFINITION,
         "commit": commit(), "hardware": hardware(device), "training": prior.card.get("training", {}),
     }  # fmt: skip
 
@@ -134,7 +142,7 @@ def spread(indices: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def fit_times(
-    prior: Prior, store: Store, indices: NDArray[np.int64], *, batch: int, seed: int, steps: int | None, device: torch.device
+    prior: Prior, store: Store, indices: NDArray[np.int64], *, batch: int, seed: int, steps: int | None, device: torch.device, refine: int = 0
 ) -> dict[str, float]:
     """Milliseconds from context to parameters: one shape alone (median over 20 shapes), and per shape of a batch (median of 5 runs).
 
@@ -146,7 +154,9 @@ def fit_times(
     def milliseconds(shapes: NDArray[np.int64]) -> float:
         context = loader.tasks(shapes).context.to(device)
         start = time.perf_counter()
-        prior.conditioner.trajectory(context, steps=steps)
+        params = prior.conditioner.trajectory(context, steps=steps)[-1]
+        if refine:
+            refined_params(params, context, prior.conditioner.spec, prior.head, steps=refine)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) * 1e3 / len(shapes)

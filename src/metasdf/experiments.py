@@ -186,6 +186,11 @@ def solid_partial(category: str) -> Experiment:
     return replace(solid_levelset(category), name=f"{category}-partial", context="partial", n_context=2048, n_test=2048)
 
 
+def solid_oriented(category: str) -> Experiment:
+    """Not of the paper: surface points with normals, as many scanners give them, are the context (`tasks.oriented`)."""
+    return replace(solid_levelset(category), name=f"{category}-oriented", context="oriented")
+
+
 def solid_deepsdf(category: str) -> Experiment:
     """The dense baseline, DeepSDF (3.2.2): see `conditioning.deepsdf`. l1, 2,000 epochs with the learning rate halved every 500, batch 64 (3.2.3).
 
@@ -212,7 +217,10 @@ def solid_pointnet(category: str) -> Experiment:
     )  # fmt: skip
 
 
-SOLIDS = {"dense": solid_dense, "levelset": solid_levelset, "partial": solid_partial, "deepsdf": solid_deepsdf, "pointnet": solid_pointnet}
+SOLIDS = {
+    "dense": solid_dense, "levelset": solid_levelset, "partial": solid_partial, "oriented": solid_oriented, "deepsdf": solid_deepsdf,
+    "pointnet": solid_pointnet,
+}  # fmt: skip
 METHODS = {
     "cnp4": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=4)),
     "cnp9": MethodConfig(kind="encoder", encoder=SetEncoderConfig(layers=9)),

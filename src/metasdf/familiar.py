@@ -16,6 +16,7 @@ from metasdf.data.loader import shapes_of
 from metasdf.data.store import Store
 from metasdf.geometry.frame import identity
 from metasdf.prior import SDF, Observed, Prior, load, shipped
+from metasdf.tasks import moved
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +60,13 @@ def usual(prior: Prior, store: Store, rows: NDArray[np.int64], *, seed: int = 0)
             drawn = {"samples": 2 * e.n_test, "points": 0} if dense else {"samples": 0, "points": 2 * e.n_test}
             shape = shapes.part(int(row), rng, view=e.context == "partial", **drawn)
             order = rng.permutation(len(shape.x if dense else shape.surface))[: 2 * e.n_test]
-            known.append(Points(shape.x[order], shape.s[order, 0]) if dense else Points(shape.surface[order]))
+            if dense:
+                known.append(Points(shape.x[order], shape.s[order, 0]))
+            elif e.context == "oriented" and shape.normals is not None:
+                x, s = moved(rng, shape.surface[order], shape.normals[order])
+                known.append(Points(x, s[:, 0]))
+            else:
+                known.append(Points(shape.surface[order]))
         sdfs = prior.fit([Observed(identity(prior.dim), *points.rows(slice(e.n_test))) for points in known])
         found += [misfit(sdf, judged(points, e.n_test)) for sdf, points in zip(sdfs, known, strict=True)]
     good = np.array([value for value in found if math.isfinite(value)])
@@ -72,7 +79,7 @@ def doubt(prior: Prior, sdf: SDF, points: Points, fitted: int, *, units: str = "
 
     points: in the user's units; the field was fitted to the first `fitted` of them, and is judged by the others where there are so many.
     """
-    chosen = judged(points, fitted)
+    chosen, sdf = judged(points, fitted), sdf.after(len(sdf.path) - 1)  # refined to its observations any shape looks familiar
     share = _share(prior, found := misfit(sdf, chosen))
     if share is None or share <= UNUSUAL:
         return None

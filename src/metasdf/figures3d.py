@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from metasdf.checkpoint import write_json
 from metasdf.conditioning.codes import AutoDecoder
+from metasdf.conditioning.refine import refine
 from metasdf.data import show
 from metasdf.data.loader import Loader, rows_of
 from metasdf.data.shape import PICTURE, read_shape
@@ -23,14 +25,17 @@ from metasdf.evaluate import spread
 from metasdf.fields import Params
 from metasdf.files import write_whole
 from metasdf.geometry.frame import Frame
+from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import Picture, contact_sheet, render
 from metasdf.metrics import misclassified
 from metasdf.prior import SDF, Prior
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, MUTED, png
-from metasdf.reproduce.plan import LABELS, UNTRAINED, Data, Plan, Say
+from metasdf.reproduce import solids
+from metasdf.reproduce.plan import LABELS, REFINE, REFINED, UNTRAINED, Data, Plan, Say
 from metasdf.reproduce.solids import resolution_of
 from metasdf.reproduce.tables import Cell, cells, filled
+from metasdf.surfaces import poisson_mesh
 from metasdf.tasks import Observations
 
 WHOLE = Frame((0.0, 0.0, 0.0), 1.0)  # field units are shown
@@ -45,10 +50,17 @@ class Panel(NamedTuple):
 
 
 class Fitter(NamedTuple):
-    """A filled cell: its trained prior, and the shapes that it is tested on."""
+    """A filled cell of a trained prior, and the shapes that it is tested on."""
 
     cell: Cell
     prior: Prior
+    data: Data
+
+
+class Classical(NamedTuple):
+    """Screened Poisson's."""
+
+    cell: Cell
     data: Data
 
 
@@ -58,34 +70,36 @@ def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shap
     COLUMN.png: truth and reconstructions (supplement, figures 2 to 5); CATEGORY-start.png: the surface of MetaSDF's initialisation and of
     DeepSDF's zero code (figure 1); COLUMN-convergence.png: wrong signs against iterations and seconds (figure 6), as JSON in `numbers`.
     """
-    columns: dict[str, list[Fitter]] = {}
+    columns: dict[str, list[Fitter | Classical]] = {}
     for cell in cells(["table3", "table4"], only):
-        if (plan.results / f"{cell.name}.json").is_file() and cell.method != UNTRAINED:
-            columns.setdefault(cell.column, []).append(Fitter(cell, *filled(cell, plan)))
+        if (plan.results / f"{cell.name}.json").is_file():
+            found = Classical(cell, solids.data(cell.asks.test, "test", plan)) if cell.method == UNTRAINED else Fitter(cell, *filled(cell, plan))
+            columns.setdefault(cell.column, []).append(found)
     if not columns:
         raise UsageError("no cell of tables 3 and 4 is filled", where=plan.results, fix="metasdf reproduce table3, with the same options")
-    for name, fitters in columns.items():
-        column = fitters[0].cell.asks
-        _write(out / f"{name}.png", show.png(side_by_side(fitters, plan, shapes=shapes)), say)
+    for name, methods in columns.items():
+        column = methods[0].cell.asks
+        _write(out / f"{name}.png", show.png(side_by_side(methods, plan, shapes=shapes)), say)
+        fitters = [each for each in methods if isinstance(each, Fitter) and each.cell.method != REFINED]
         if column.context == "dense" and len(fitters) > 1:
-            found = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in fitters}
+            courses = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in fitters}
             about = {"column": column.title, "definition": DEFINITION, "commit": commit(), "hardware": hardware(plan.device)}
-            write_json(numbers / f"{name}-convergence.json", about | found)
-            _write(out / f"{name}-convergence.png", png(figure_convergence(found)), say)
+            write_json(numbers / f"{name}-convergence.json", about | courses)
+            _write(out / f"{name}-convergence.png", png(figure_convergence(courses)), say)
         if column.context == "dense" and column.train == column.test:
             _write(out / f"{column.train}-start.png", show.png(starts(fitters, plan)), say)
 
 
-def side_by_side(fitters: Sequence[Fitter], plan: Plan, *, shapes: int) -> Picture:
+def side_by_side(methods: Sequence[Fitter | Classical], plan: Plan, *, shapes: int) -> Picture:
     """A row for each shape: the truth, and its reconstruction by each method."""
     panels: list[Panel] = []
-    store = fitters[0].data.store
-    for row in _rows(fitters[0].data, shapes):
+    store = methods[0].data.store
+    for row in _rows(methods[0].data, shapes):
         shape = read_shape(store.item(row), "picture")
         truth = shape.arrays["picture"]
         panels.append(Panel(truth if len(truth) else BLANK, str(shape.facts["name"])))
-        panels += [_panel(_fit(fitter, row), LABELS[fitter.cell.method], plan) for fitter in fitters]
-    return _sheet(panels, columns=1 + len(fitters))
+        panels += [_panel(partial(_surface, each, row, plan), LABELS[each.cell.method]) for each in methods]
+    return _sheet(panels, columns=1 + len(methods))
 
 
 def starts(fitters: Sequence[Fitter], plan: Plan) -> Picture:
@@ -94,7 +108,8 @@ def starts(fitters: Sequence[Fitter], plan: Plan) -> Picture:
     for fitter in fitters:
         begin = next(course(fitter.prior, _context(fitter, _rows(fitter.data, 1)[0])))
         kind = "zero code" if isinstance(fitter.prior.conditioner, AutoDecoder) else "initialisation"
-        panels.append(_panel(_sdf(fitter.prior, begin.params), f"{LABELS[fitter.cell.method]}, {kind}", plan))
+        mesh = partial(_sdf(fitter.prior, begin.params).mesh, resolution_of(plan))
+        panels.append(_panel(mesh, f"{LABELS[fitter.cell.method]}, {kind}"))
     return _sheet(panels, columns=len(panels))
 
 
@@ -175,8 +190,16 @@ def _context(fitter: Fitter, row: int) -> Observations:
 
 
 @torch.no_grad()
-def _fit(fitter: Fitter, row: int) -> SDF:
-    return _sdf(fitter.prior, fitter.prior.conditioner(_context(fitter, row)))
+def _surface(method: Fitter | Classical, row: int, plan: Plan) -> Mesh:
+    """In field units. Raises EmptySurfaceError, InputError."""
+    if isinstance(method, Classical):
+        n = method.cell.experiment(preset=plan.preset).n_test
+        return poisson_mesh(method.data.store, row, n_points=n, seed=0)[0]
+    model, context = method.prior.conditioner, _context(method, row)
+    params = model(context)
+    if method.cell.method == REFINED:
+        params = refine(params, context, model.spec, method.prior.head, steps=REFINE)
+    return _sdf(method.prior, params).mesh(resolution_of(plan))
 
 
 def _sdf(prior: Prior, params: Params) -> SDF:
@@ -186,10 +209,10 @@ def _sdf(prior: Prior, params: Params) -> SDF:
     return SDF([own], prior.conditioner.spec, prior.head, WHOLE, prior=prior.name)
 
 
-def _panel(sdf: SDF, title: str, plan: Plan) -> Panel:
+def _panel(surface: Callable[[], Mesh], title: str) -> Panel:
     """As large as the pictures of data sets."""
     try:
-        return Panel(render(sdf.mesh(resolution_of(plan)), size=PICTURE, supersample=2), title)
+        return Panel(render(surface(), size=PICTURE, supersample=2), title)
     except (EmptySurfaceError, InputError):  # the latter: a field that is not finite
         return Panel(BLANK, f"{title}: no surface")
 

@@ -72,3 +72,7 @@ def naming(path: Path) -> Iterator[None]:
         if str(path) not in error.where:
             error.where = f"{path}, {error.where}" if error.where else str(path)
         raise
+
+
+def said_steps(steps: int, refine: int) -> str:
+    return f"{steps} steps" + (f" and {refine} of Adam" if refine else "")

@@ -20,6 +20,7 @@ from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork
 from metasdf.conditioning.latent import LatentLoop
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.conditioning.pointnet import ResnetPointNet
+from metasdf.conditioning.refine import refine as refined_params
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
@@ -27,7 +28,7 @@ from metasdf.geometry.frame import Frame, bounding_box, farthest_point
 from metasdf.geometry.pose import Pose
 from metasdf.heads import DistanceAndSign, Head, make_head
 from metasdf.memory import available_bytes
-from metasdf.tasks import Observations
+from metasdf.tasks import Observations, moved
 
 if TYPE_CHECKING:
     from metasdf.geometry.isosurface import Extraction
@@ -95,6 +96,11 @@ class Prior(nn.Module):
         """Dense priors learn from signed distances, level-set priors from bare surface points."""
         return self.experiment.context == "dense"
 
+    @property
+    def needs_normals(self) -> bool:
+        """Of the surface points that it learns from."""
+        return self.experiment.context == "oriented"
+
     def save(self, path: str | Path, *, compact: bool = False) -> None:
         """Write the prior as one safetensors file, whole or not at all.
 
@@ -106,39 +112,55 @@ class Prior(nn.Module):
         state = {"experiment": to_dict(self.experiment), "extent": self.extent, "card": self.card}
         save_state(Path(path), tensors, state, kind="prior")
 
+    def check_refine(self, steps: int) -> None:
+        """Raises UsageError for steps of `refine` where bare points are all that is known."""
+        if steps and not (self.needs_values or self.needs_normals):
+            raise UsageError(f"bare points are not enough to refine what {self.name} finds", cause="they do not hold the field away from the surface",
+                             fix=f"leave refine out; or with normals or distances use a prior{self._named('oriented')} or -dense")  # fmt: skip
+
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
         return bounding_box(surface, extent=self.extent) if self.dim == 2 else farthest_point(surface)
 
     @overload
     def adapt(
-        self, points: ArrayLike | Tensor, values: ArrayLike | Tensor | None = None, *, frame: Frame | None = None, steps: int | None = None
-    ) -> SDF: ...
+        self, points: ArrayLike | Tensor, values: ArrayLike | Tensor | None = None, *, normals: ArrayLike | Tensor | None = None,
+        frame: Frame | None = None, steps: int | None = None, refine: int = 0,
+    ) -> SDF: ...  # fmt: skip
     @overload
     def adapt(
-        self, points: list[Any], values: list[Any] | None = None, *, frame: Sequence[Frame] | Frame | None = None, steps: int | None = None
-    ) -> list[SDF]: ...
+        self, points: list[Any], values: list[Any] | None = None, *, normals: list[Any] | None = None,
+        frame: Sequence[Frame] | Frame | None = None, steps: int | None = None, refine: int = 0,
+    ) -> list[SDF]: ...  # fmt: skip
 
-    def adapt(self, points: Any, values: Any = None, *, frame: Any = None, steps: int | None = None) -> Any:
+    def adapt(self, points: Any, values: Any = None, *, normals: Any = None, frame: Any = None, steps: int | None = None, refine: int = 0) -> Any:
         """The SDF of a new shape from what is observed of it, in a few gradient steps.
 
         points: (N, d) coordinates in any units; a list of such arrays gives a list of SDFs, fitted together.
-        values: (N,) or (N, 1) signed distances in the same units, negative inside; needed by dense priors, refused by level-set priors.
+        values: (N,) or (N, 1) signed distances in the same units, negative inside; needed by dense priors, refused by others.
+        normals: (N, d) outward normals of any length; needed by oriented priors, refused by others.
         frame: how the units map to the field; by default found from the surface (points, or where the values cross zero).
         steps: gradient steps; more than the prior was trained with repeat the rates of its last step.
+        refine: steps of Adam on the whole network after these, which bring it closer to the observations; not for bare points.
         Of more than MAX_CONTEXT observations that many are drawn, always the same ones.
         Raises InputError for points that cannot be used (shape, NaN, too few, no surface).
         """
         if isinstance(points, list) and points and not np.isscalar(points[0]) and np.ndim(_numpy(points[0])) == 2:
-            values = values if values is not None else [None] * len(points)
+            values, normals = (each if each is not None else [None] * len(points) for each in (values, normals))
             frames = frame if isinstance(frame, Sequence) and not isinstance(frame, Frame) else [frame] * len(points)
-            if not len(points) == len(values) == len(frames):
-                raise InputError(f"{len(points)} shapes, {len(values)} sets of values and {len(frames)} frames", fix="give one of each per shape")
-            return self.fit([self._observe(p, v, f) for p, v, f in zip(points, values, frames, strict=True)], steps=steps)
-        return self.fit([self._observe(points, values, frame)], steps=steps)[0]
+            if not len(points) == len(values) == len(normals) == len(frames):
+                raise InputError(f"{len(points)} shapes, {len(values)} sets of values, {len(normals)} of normals and {len(frames)} frames",
+                                 fix="give one of each per shape")  # fmt: skip
+            return self.fit([self._observe(*each) for each in zip(points, values, normals, frames, strict=True)], steps=steps, refine=refine)
+        return self.fit([self._observe(points, values, normals, frame)], steps=steps, refine=refine)[0]
 
-    def _observe(self, points: Any, values: Any, frame: Frame | None) -> Observed:
+    def _observe(self, points: Any, values: Any, normals: Any, frame: Frame | None) -> Observed:
         x = _check_points(_numpy(points), self.dim)
+        if self.needs_normals != (normals is not None):
+            what = "learns from points with normals, none were given" if self.needs_normals else "does not learn from normals, which were given"
+            other = "levelset" if self.needs_normals else "oriented"
+            raise InputError(f"the prior {self.name} {what}", fix=f"use another prior{self._named(other)}, or "
+                             + ("pass normals" if self.needs_normals else "leave them out"))  # fmt: skip
         if self.needs_values and values is None:
             raise InputError(f"the prior {self.name} learns from signed distances, only points were given", cause="bare surface points",
                              fix=f"use a level-set prior{self._named('levelset')}, or pass values")  # fmt: skip
@@ -157,17 +179,21 @@ class Prior(nn.Module):
             s = s * frame.scale
         if len(frame.centre) != self.dim:
             raise InputError(f"a {len(frame.centre)}D frame for a {self.dim}D prior")
-        x = frame.to_field(x)
+        x, rng = frame.to_field(x), np.random.default_rng(0)
+        if normals is not None:
+            x, s = moved(rng, x, _check_normals(_numpy(normals), x.shape))
+            s = s[:, 0]
         if len(x) > MAX_CONTEXT:
-            chosen = np.random.default_rng(0).permutation(len(x))[:MAX_CONTEXT]
+            chosen = rng.permutation(len(x))[:MAX_CONTEXT]
             x, s = x[chosen], None if s is None else s[chosen]
         return Observed(frame, x, s)
 
     def _named(self, rule: str) -> str:
-        return f" (for digits: mnist-{rule})" if self.dim == 2 else f" (their names end with -{rule})"
+        return f" (for digits: mnist-{rule})" if self.dim == 2 and rule != "oriented" else f" (their names end with -{rule})"
 
-    def fit(self, observed: Sequence[Observed], *, steps: int | None = None) -> list[SDF]:
+    def fit(self, observed: Sequence[Observed], *, steps: int | None = None, refine: int = 0) -> list[SDF]:
         """`adapt` for what is in the field's cube already."""
+        self.check_refine(refine)
         first = next(self.conditioner.parameters())
         sdfs: list[SDF | None] = [None] * len(observed)
         # Shapes with equally many points are fitted as one batch; every shape keeps its own gradient, so grouping changes nothing.
@@ -182,9 +208,11 @@ class Prior(nn.Module):
             context = Observations(*(torch.from_numpy(each.astype(np.float32)).to(first) for each in (x, y)))
             with torch.no_grad():
                 path = self.conditioner.trajectory(context, steps=steps)
+            refined = [refined_params(path[-1], context, self.conditioner.spec, self.head, steps=refine)] if refine else []
             for row, i in enumerate(group):
-                own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in path]
-                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name)
+                own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in (*path, *refined)]
+                last = own.pop() if refined else None
+                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name, refined=last)
         return [sdf for sdf in sdfs if sdf is not None]
 
 
@@ -193,10 +221,13 @@ class SDF:
 
     `sdf(x)` and `sdf.value_and_grad(x)` take (..., d) arrays or tensors and answer in kind.
     `sdf.after(j)` is the field after j inner steps, `sdf.frame` the map to field units. pose: that map where the shape was turned as well.
+    refined: what these steps were refined to, if they were.
     """
 
-    def __init__(self, path: list[Params], spec: FieldSpec, head: Head, pose: Frame | Pose, *, prior: str = "") -> None:
-        self.path, self.spec, self.head, self.pose, self.prior = path, spec, head, pose, prior
+    def __init__(
+        self, path: list[Params], spec: FieldSpec, head: Head, pose: Frame | Pose, *, prior: str = "", refined: Params | None = None
+    ) -> None:
+        self.path, self.spec, self.head, self.pose, self.prior, self.refined = path, spec, head, pose, prior, refined
 
     @property
     def frame(self) -> Frame:
@@ -204,7 +235,7 @@ class SDF:
 
     @property
     def params(self) -> Params:
-        return self.path[-1]
+        return self.refined or self.path[-1]
 
     def after(self, step: int) -> SDF:
         """The field after `step` steps; 0 is the learned initialisation."""
@@ -360,6 +391,17 @@ def _check_points(x: NDArray[Any], dim: int) -> NDArray[np.float64]:
     if len(x) < 3:
         raise InputError(f"{len(x)} points cannot show a shape", fix="give at least 3, better several hundred")
     return x
+
+
+def _check_normals(normals: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Of length 1."""
+    if normals.shape != shape:
+        raise InputError(f"normals must have shape {shape}, one for each point, got {normals.shape}")
+    normals = normals.astype(np.float64)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    if bad := int((~((length > 0) & (length < np.inf))).sum()):
+        raise InputError(f"{bad} of {len(normals)} normals are zero or not finite", fix="leave those points out")
+    return normals / length
 
 
 def _check_values(y: NDArray[Any], n: int) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ from metasdf.geometry.image import (
 )
 from metasdf.geometry.samples import looks_signed, zero_crossings
 from metasdf.geometry.tables import must_exist, read_npy, read_text
-from metasdf.inputs import Failure, each, free_name, naming
+from metasdf.inputs import Failure, each, free_name, naming, said_steps
 from metasdf.prior import MAX_CONTEXT, SDF, Prior
 from metasdf.tasks import ShapeSamples, dense, draw_surface
 
@@ -87,6 +87,7 @@ class Summary:
     context: int  # how many of them, or points of their contour, the prior was given
     frame: dict[str, object]  # field = (x - centre) * scale; the field's domain is [-0.5, 0.5]^2
     steps: int
+    refine: int  # of Adam, after these
     seed: int
     resolution: int
     fit_ms: float
@@ -219,8 +220,8 @@ def _context_of_image(image: NDArray[np.uint8], prior: Prior, rng: np.random.Gen
 
 
 def reconstruct(
-    path: str | Path, prior: Prior, out: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, y_up: bool = False,
-    columns: Columns | None = None, foreground: Foreground = "auto", name: str | None = None,
+    path: str | Path, prior: Prior, out: str | Path, *, resolution: int = 128, steps: int | None = None, refine: int = 0, seed: int = 0,
+    y_up: bool = False, columns: Columns | None = None, foreground: Foreground = "auto", name: str | None = None,
 ) -> Summary:  # fmt: skip
     """Fit a prior to one file and write OUT/NAME.npz, .png, .svg and .json, each whole or not at all.
 
@@ -244,7 +245,7 @@ def reconstruct(
             observed = observed._replace(x=observed.x * (1.0, -1.0))
         context = context_for(observed, prior, seed=seed)
         start = time.perf_counter()
-        sdf = prior.adapt(context.x, context.s, frame=context.frame, steps=steps)
+        sdf = prior.adapt(context.x, context.s, frame=context.frame, steps=steps, refine=refine)
         if sdf.params[0].weight.is_cuda:
             torch.cuda.synchronize(sdf.params[0].weight.device)
         milliseconds = (time.perf_counter() - start) * 1e3
@@ -263,7 +264,7 @@ def reconstruct(
         input=str(path), name=name, prior=prior.name, kind=observed.kind, units=observed.units, y="up" if flip else "down", image_size=size,
         observations=observed.image.size if observed.image is not None else len(observed.x if observed.x is not None else ()), context=len(context.x),
         frame={"centre": [sdf.frame.centre[0], -sdf.frame.centre[1] if flip else sdf.frame.centre[1]], "scale": sdf.frame.scale},
-        steps=len(sdf.path) - 1, seed=seed, resolution=resolution, fit_ms=round(milliseconds, 3),
+        steps=len(sdf.path) - 1, refine=refine, seed=seed, resolution=resolution, fit_ms=round(milliseconds, 3),
         residual=float(np.mean(np.abs(residual if context.s is None else residual - context.s))),
         residual_of="mean |sdf| at the surface points of the context" if context.s is None else "mean |sdf - s| at the samples of the context",
         notes=notes, files=tuple(name + suffix for suffix in OUTPUTS),
@@ -273,8 +274,8 @@ def reconstruct(
 
 
 def reconstruct_many(
-    paths: Iterable[str | Path], prior: Prior, out: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, y_up: bool = False,
-    columns: Columns | None = None, foreground: Foreground = "auto", say: Callable[[str], None] = print,
+    paths: Iterable[str | Path], prior: Prior, out: str | Path, *, resolution: int = 128, steps: int | None = None, refine: int = 0, seed: int = 0,
+    y_up: bool = False, columns: Columns | None = None, foreground: Foreground = "auto", say: Callable[[str], None] = print,
 ) -> list[Failure]:  # fmt: skip
     """`reconstruct` each file, going on after one that fails; all failures are told at the end and returned (none: an empty list)."""
     taken: set[str] = set()
@@ -282,10 +283,11 @@ def reconstruct_many(
     def one(path: Path) -> list[str]:
         name = free_name(path, Path(out), taken, outputs=OUTPUTS, form=FORMAT)
         done = reconstruct(
-            path, prior, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, columns=columns, foreground=foreground, name=name
-        )
+            path, prior, out, resolution=resolution, steps=steps, refine=refine, seed=seed, y_up=y_up, columns=columns, foreground=foreground,
+            name=name,
+        )  # fmt: skip
         taken.add(name)
-        line = (f"{path}: {done.kind}, {done.context:,} context points, {done.steps} steps in {done.fit_ms:.0f} ms, "
+        line = (f"{path}: {done.kind}, {done.context:,} context points, {said_steps(done.steps, done.refine)} in {done.fit_ms:.0f} ms, "
                 f"residual {done.residual:.3g} {done.units} -> {Path(out) / name}.svg .png .npz .json")  # fmt: skip
         return [line, *(f"  note: {note}" for note in done.notes)]
 
@@ -329,7 +331,7 @@ def _files(
     np.savez_compressed(stream, sdf=values.astype(np.float32), x=x, y=y)
     title = "".join(c for c in Path(summary.input).name if c.isprintable())  # neither XML nor fonts know control characters
     figure = figure_fit(seen, context.s, values, centres=(x, y), unit=summary.units, y_up=flip, image=observed.image,
-                        title=f"{title}: {summary.prior}, {summary.steps} steps, {summary.fit_ms:.0f} ms")  # fmt: skip
+                        title=f"{title}: {summary.prior}, {said_steps(summary.steps, summary.refine)}, {summary.fit_ms:.0f} ms")  # fmt: skip
     return {
         ".npz": stream.getvalue(),
         ".png": png(figure),

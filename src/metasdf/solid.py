@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,15 @@ from metasdf.geometry.cloud import remarks
 from metasdf.geometry.io import MESH_OUTPUTS, write_mesh
 from metasdf.geometry.mesh import Mesh, components
 from metasdf.geometry.pose import Pose, Up, headings, pose_of, upright
-from metasdf.geometry.sampling import sdf_samples
+from metasdf.geometry.sampling import sdf_samples, surface_points
 from metasdf.geometry.scan import Outliers, Residual, Scan, read_scan, residual, surface_of
 from metasdf.geometry.simplify import simplify
-from metasdf.inputs import Failure, each, earlier_input, free_name, naming
+from metasdf.inputs import Failure, each, earlier_input, free_name, naming, said_steps
 from metasdf.prior import SDF, Observed, Prior
+from metasdf.tasks import OFFSET, moved
+
+if TYPE_CHECKING:
+    from metasdf.geometry.signed import MeshSDF
 
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
@@ -44,6 +48,7 @@ class Summary:
     observations: int
     context: int  # how many of them, or points drawn from the mesh, the prior was given
     steps: int
+    refine: int  # of Adam, after these
     seed: int
     resolution: int
     up: Up
@@ -83,18 +88,21 @@ class Reconstruction(NamedTuple):
 
 
 def fit_scan(
-    path: str | Path, prior: Prior, *, steps: int | None = None, seed: int = 0, up: Up = "y", turns: int = 1, columns: str | None = None,
-    outliers: Outliers = "keep",
+    path: str | Path, prior: Prior, *, steps: int | None = None, refine: int = 0, seed: int = 0, up: Up = "y", turns: int = 1,
+    columns: str | None = None, outliers: Outliers = "keep",
 ) -> Fit:  # fmt: skip
     """Read a scan (see `geometry.scan.read_scan`) and fit the prior to it.
 
-    A level-set or partial prior learns from points of the surface, a dense one from signed distances: samples, or those to a mesh.
+    A level-set or partial prior learns from points of the surface, an oriented one from points with normals, a dense one from signed distances:
+    samples, or those to a mesh.
     up: the axis of the scan that points up. turns: headings about it that are tried, 360 / turns degrees apart; the one whose field agrees best
-    with the observations is kept. Raises InputError, UsageError.
+    with the observations is kept, and refined as `Prior.adapt` says. Raises InputError, UsageError.
     """
     path = Path(path)
     with naming(path):
         scan = read_scan(path, columns=columns, outliers=outliers)
+        if prior.needs_normals:
+            scan = outwards(scan)
         rng = np.random.default_rng(seed)
         surface = surface_of(scan, DRAWN, rng=rng)
         framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
@@ -104,14 +112,16 @@ def fit_scan(
         given = known.rows(slice(prior.experiment.n_test))
         sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps)
         best = int(np.argmin([misfit(sdf, given) for sdf in sdfs]))
+        if refine:
+            sdfs[best] = prior.fit([_seen(poses[best], given)], steps=steps, refine=refine)[0]
         ms = (time.perf_counter() - started) * 1e3
         odd = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES)
     return Fit(scan, surface, sdfs[best], len(given.x), best * 360.0 / turns, ms, (*scan.notes, odd) if odd else scan.notes)
 
 
 def reconstruct_scan(
-    path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, seed: int = 0, up: Up = "y",
-    turns: int = 1, columns: str | None = None, outliers: Outliers = "keep", faces: float | None = None,
+    path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, refine: int = 0, seed: int = 0,
+    up: Up = "y", turns: int = 1, columns: str | None = None, outliers: Outliers = "keep", faces: float | None = None,
 ) -> Reconstruction:  # fmt: skip
     """Fit the prior to a scan (see `fit_scan`), and write its surface to `target` and what was done to a .json beside it.
 
@@ -121,7 +131,7 @@ def reconstruct_scan(
     path, target = Path(path), Path(target)
     _check_target(target, path)
     scan, surface, sdf, context, heading, fit_ms, notes = fit_scan(
-        path, prior, steps=steps, seed=seed, up=up, turns=turns, columns=columns, outliers=outliers
+        path, prior, steps=steps, refine=refine, seed=seed, up=up, turns=turns, columns=columns, outliers=outliers
     )
     started = time.perf_counter()
     with naming(path):
@@ -137,7 +147,7 @@ def reconstruct_scan(
         notes += tuple(f"the mesh: {text}" for text in remarks(mesh.vertices.astype(np.float32).astype(np.float64)))
     summary = Summary(
         input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x), context=context,
-        steps=len(sdf.path) - 1, seed=seed, resolution=resolution, up=up, heading=heading, centre=sdf.frame.centre,
+        steps=len(sdf.path) - 1, refine=refine, seed=seed, resolution=resolution, up=up, heading=heading, centre=sdf.frame.centre,
         scale=sdf.frame.scale, residual=residual(surface if scan.mesh else scan.x, mesh, scan.s), watertight=extraction.watertight,
         clipped=extraction.clipped, components=int(components(mesh).max()) + 1, vertices=len(mesh.vertices), faces=len(mesh.faces),
         fit_ms=round(fit_ms, 3), mesh_ms=round(mesh_ms, 3), field_evaluations=extraction.evaluations, notes=notes,
@@ -151,12 +161,12 @@ def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: 
     """What the prior is given of a scan, in its own units and axes: n_test points of the surface, or samples with distances; and as many others,
     to judge by. All there are where they are fewer. pose: in whose cube samples of a mesh are drawn."""
     n = prior.experiment.n_test
+    if prior.needs_normals:
+        return _beside_surface(scan, 2 * n, prior, pose, rng=rng)
     if not prior.needs_values:
         return Points(_some(surface, n, rng))
     if scan.mesh is not None:
-        from metasdf.geometry.signed import MeshSDF  # slow to import
-
-        sdf = MeshSDF(Mesh(pose.to_field(scan.mesh.vertices), scan.mesh.faces))
+        sdf = _mesh_sdf(scan.mesh, pose)
         drawn = [sdf_samples(sdf, n, rng=rng) for _ in range(2)]  # each with its share far from the surface
         return Points(pose.from_field(np.concatenate([part.x for part in drawn])), np.concatenate([part.s for part in drawn]) / pose.frame.scale)
     if scan.s is None:
@@ -167,6 +177,35 @@ def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: 
         raise InputError("no sample lies near the surface", cause="too few samples", fix="give more of them, within the size of the shape")
     chosen = _some(rows, n, rng)
     return Points(chosen[:, :3], chosen[:, 3])
+
+
+def outwards(scan: Scan) -> Scan:
+    """The same, its normals turned round where on the whole they point inwards: through a closed surface the flux of x is three times its volume."""
+    if scan.normals is None or ((scan.x - scan.x.mean(0)) * scan.normals).sum() >= 0:
+        return scan
+    note = "on the whole the normals point inwards: all were turned round"
+    return scan._replace(normals=-scan.normals, notes=(*scan.notes, note))
+
+
+def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Points:
+    """Up to n points with normals as observations of the distance (`tasks.moved`), in the scan's units and axes."""
+    if scan.mesh is not None:
+        points, normals, _ = surface_points(_mesh_sdf(scan.mesh, pose).surface, n, rng=rng)
+        x, s = moved(rng, points, normals)
+        return Points(pose.from_field(x), s[:, 0] / pose.frame.scale)
+    if scan.normals is None:
+        raise InputError(f"the prior {prior.name} learns from points with normals, and there are none",
+                         cause="a scan without columns nx, ny, nz, or some of them missing",
+                         fix=f"use a {'dense' if scan.s is not None else 'level-set'} prior; or give normals, or a mesh")  # fmt: skip
+    chosen = _some(np.column_stack((scan.x, scan.normals)), n // 2, rng)
+    x, s = moved(rng, chosen[:, :3], chosen[:, 3:], reach=OFFSET / pose.frame.scale)
+    return Points(x, s[:, 0])
+
+
+def _mesh_sdf(mesh: Mesh, pose: Pose) -> MeshSDF:
+    from metasdf.geometry.signed import MeshSDF  # slow to import
+
+    return MeshSDF(Mesh(pose.to_field(mesh.vertices), mesh.faces))
 
 
 def reconstruct_scans(
@@ -204,9 +243,10 @@ def _check_target(target: Path, scan: Path) -> None:
 
 def _told(path: Path, target: Path, s: Summary) -> str:
     turned = f", turned by {s.heading:g} degrees" if s.heading else ""
-    return (f"{path}: {s.observations:,} {s.kind if s.kind != 'mesh' else 'vertices of a mesh'}, {s.steps} steps in {s.fit_ms:.0f} ms{turned}; "
-            f"{s.faces:,} faces in {s.components} piece{'s' if s.components != 1 else ''}, {'watertight' if s.watertight else 'open'}, "
-            f"in {s.mesh_ms:.0f} ms; residual median {s.residual.median:.3g}, 95 % within {s.residual.p95:.3g} {s.units} -> {target}")  # fmt: skip
+    pieces = f"{s.components} piece{'s' if s.components != 1 else ''}, {'watertight' if s.watertight else 'open'}"
+    return (f"{path}: {s.observations:,} {s.kind if s.kind != 'mesh' else 'vertices of a mesh'}, {said_steps(s.steps, s.refine)} in "
+            f"{s.fit_ms:.0f} ms{turned}; {s.faces:,} faces in {pieces}, in {s.mesh_ms:.0f} ms; residual median {s.residual.median:.3g}, "
+            f"95 % within {s.residual.p95:.3g} {s.units} -> {target}")  # fmt: skip
 
 
 def _some(rows: Floats, n: int, rng: np.random.Generator) -> Floats:

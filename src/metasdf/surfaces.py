@@ -49,7 +49,7 @@ Reconstruct = Callable[[int, int], Reconstruction]
 
 def evaluate_surfaces(
     prior: Prior, store: Store, *, split: str = "test", category: str | None = None, limit: int | None = None, resolution: int = 128,
-    best_of: int = 1, seed: int = 0, steps: int | None = None, convention: Convention = PAPER, device: torch.device | None = None,
+    best_of: int = 1, seed: int = 0, steps: int | None = None, refine: int = 0, convention: Convention = PAPER, device: torch.device | None = None,
     progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Chamfer, F-score, normals, IoU and wrong signs of every shape of a split, ready for JSON. The context is drawn as in evaluation.
@@ -67,7 +67,7 @@ def evaluate_surfaces(
         loader = Loader(store, indices=np.array([index]), rule=e.context, n_context=e.n_test, n_query=0, batch=1, seed=seed)
         context = loader.tasks(np.array([index])).context
         started = time.perf_counter()
-        (sdf,) = prior.fit([Observed(_frame(store, index), context.x[0].numpy(), context.y[0, :, 0].numpy())], steps=steps)
+        (sdf,) = prior.fit([Observed(_frame(store, index), context.x[0].numpy(), context.y[0, :, 0].numpy())], steps=steps, refine=refine)
         fitted = time.perf_counter()
         found = sdf.extract(resolution=resolution)
         return Reconstruction(found.mesh, sdf.at_field, (fitted - started) * 1e3, (time.perf_counter() - fitted) * 1e3, found.evaluations)
@@ -75,8 +75,8 @@ def evaluate_surfaces(
     measured = _measure(reconstruct, store, split=split, category=category, limit=limit, best_of=best_of, seed=seed, convention=convention,
                         progress=progress)  # fmt: skip
     return measured | {
-        "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps, "context": {"rule": e.context, "points": e.n_test},
-        "hardware": hardware(device), "training": prior.card.get("training", {}),
+        "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps, "refine": refine,
+        "context": {"rule": e.context, "points": e.n_test}, "hardware": hardware(device), "training": prior.card.get("training", {}),
     }  # fmt: skip
 
 
@@ -84,30 +84,35 @@ def evaluate_poisson(
     store: Store, *, n_points: int, split: str = "test", category: str | None = None, limit: int | None = None, best_of: int = 1, seed: int = 0,
     depth: int = DEPTH, convention: Convention = PAPER, progress: bool | Report = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """The same of screened Poisson (`metasdf.poisson`), which sees as many surface points and, beyond what priors see, their true normals.
+    """The same of screened Poisson (`metasdf.poisson`), from so many points of the surface with their true normals.
 
-    Its signs are those of `sdf_from_mesh`; fit_ms is all it takes from points to mesh. Raises UsageError where pymeshlab is missing, or the data
-    set has no normals.
+    Its signs are those of `sdf_from_mesh`; fit_ms is all it takes from points to mesh. Raises as `poisson_mesh`.
     """
     _check_meshes(store)
 
     def reconstruct(index: int, seed: int) -> Reconstruction:
-        rows = read_shape(store.item(index), "surface").arrays["surface"].astype(np.float64)
-        if not rows[:, 3:].any():
-            raise UsageError("Screened Poisson needs normals, and the surface points of this data set have none", where=store.path,
-                             cause="samples in DeepSDF's layout", fix="prepare the meshes themselves")  # fmt: skip
-        chosen = np.random.default_rng((seed, index)).choice(len(rows), min(n_points, len(rows)), replace=False)
-        started = time.perf_counter()
-        mesh = screened_poisson(rows[chosen, :3], rows[chosen, 3:], depth=depth)
-        took = time.perf_counter() - started
-        return Reconstruction(Mesh(_frame(store, index).from_field(mesh.vertices), mesh.faces), MeshSDF(mesh), took * 1e3, 0.0, 0)
+        mesh, seconds = poisson_mesh(store, index, n_points=n_points, seed=seed, depth=depth)
+        return Reconstruction(Mesh(_frame(store, index).from_field(mesh.vertices), mesh.faces), MeshSDF(mesh), seconds * 1e3, 0.0, 0)
 
     measured = _measure(reconstruct, store, split=split, category=category, limit=limit, best_of=best_of, seed=seed, convention=convention,
                         progress=progress)  # fmt: skip
     return measured | {
-        "prior": None, "preset": "none", "resolution": 2**depth, "steps": None, "context": {"rule": "levelset", "points": n_points, "normals": True},
+        "prior": None, "preset": "none", "resolution": 2**depth, "steps": None, "context": {"rule": "oriented", "points": n_points},
         "hardware": hardware(torch.device("cpu")), "training": {"seconds": 0.0},
     }  # fmt: skip
+
+
+def poisson_mesh(store: Store, index: int, *, n_points: int, seed: int, depth: int = DEPTH) -> tuple[Mesh, float]:
+    """Screened Poisson's mesh of a shape, in field units, and the seconds it took. Raises UsageError where pymeshlab is missing, or the data set
+    has no normals; InputError where there is no surface."""
+    rows = read_shape(store.item(index), "surface").arrays["surface"].astype(np.float64)
+    if not rows[:, 3:].any():
+        raise UsageError("Screened Poisson needs normals, and the surface points of this data set have none", where=store.path,
+                         cause="samples in DeepSDF's layout", fix="prepare the meshes themselves")  # fmt: skip
+    chosen = np.random.default_rng((seed, index)).choice(len(rows), min(n_points, len(rows)), replace=False)
+    started = time.perf_counter()
+    mesh = screened_poisson(rows[chosen, :3], rows[chosen, 3:], depth=depth)
+    return mesh, time.perf_counter() - started
 
 
 def _measure(reconstruct: Reconstruct, store: Store, *, split: str, category: str | None, limit: int | None, best_of: int, seed: int,

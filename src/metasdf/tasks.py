@@ -32,11 +32,13 @@ class TaskBatch(NamedTuple):
 
 
 class ShapeSamples(NamedTuple):
-    """All that is known of one shape: x (M, d) with its SDF s (M, 1), and points on the zero level set (K, d)."""
+    """All that is known of one shape: x (M, d) with its SDF s (M, 1), and points on the zero level set (K, d), of 3D shapes with outward unit
+    normals (K, d), zero where only points are known."""
 
     x: np.ndarray
     s: np.ndarray
     surface: np.ndarray
+    normals: np.ndarray | None = None
 
 
 class Draw(NamedTuple):
@@ -48,7 +50,7 @@ class Draw(NamedTuple):
     query_y: np.ndarray
 
 
-ContextRule = Literal["dense", "levelset", "partial"]
+ContextRule = Literal["dense", "levelset", "partial", "oriented"]
 
 
 def draw_surface(rng: np.random.Generator, surface: np.ndarray, n: int) -> np.ndarray:
@@ -77,11 +79,35 @@ def dense(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_qu
 def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int, near: float = 0.0) -> Draw:
     """Context: points on the zero level set, all with distance 0, no normals. Query: SDF samples anywhere; near as in `dense`."""
     points = draw_surface(rng, shape.surface, n_context)
-    if near:
-        q = _nearest_first(rng.permutation(len(shape.x)), shape.s, round(near * n_query))[:n_query]
-    else:
-        q = rng.choice(len(shape.x), n_query, replace=n_query > len(shape.x))
+    q = _query(rng, shape, n_query, near)
     return Draw(points, np.zeros((n_context, 1), points.dtype), shape.x[q], shape.s[q])
+
+
+OFFSET = 0.02  # field units: how far a point with a normal is moved at most
+
+
+def moved(rng: np.random.Generator, points: np.ndarray, normals: np.ndarray, *, reach: float = OFFSET) -> tuple[np.ndarray, np.ndarray]:
+    """Points with normals (N, d) as observations of the distance: each goes along its normal by anything up to `reach` to either side, and that
+    way (N, 1) is its signed distance, if the shape is no thinner there."""
+    s = rng.uniform(-reach, reach, (len(points), 1)).astype(points.dtype)
+    return points + s * normals, s
+
+
+def oriented(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n_query: int, near: float = 0.0) -> Draw:
+    """Context: points on the zero level set that have normals, see `moved`. Query: as of `levelset`. Raises ValueError without normals."""
+    if shape.normals is None or not shape.normals.any():
+        raise ValueError("its surface points have no normals")
+    rows = draw_surface(rng, np.concatenate((shape.surface, shape.normals), 1), n_context)
+    context = moved(rng, *np.split(rows, 2, 1))
+    q = _query(rng, shape, n_query, near)
+    return Draw(*context, shape.x[q], shape.s[q])
+
+
+def _query(rng: np.random.Generator, shape: ShapeSamples, n: int, near: float) -> np.ndarray:
+    """Rows of n samples anywhere, that share of them near the surface."""
+    if near:
+        return _nearest_first(rng.permutation(len(shape.x)), shape.s, round(near * n))[:n]
+    return rng.choice(len(shape.x), n, replace=n > len(shape.x))
 
 
 def _nearest_first(index: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:
@@ -93,7 +119,7 @@ def _nearest_first(index: np.ndarray, s: np.ndarray, n: int) -> np.ndarray:
 
 
 # partial: what one depth camera sees, drawn as the level set is; the loader gives such a view as the shape's surface
-RULES: dict[ContextRule, Callable[..., Draw]] = {"dense": dense, "levelset": levelset, "partial": levelset}
+RULES: dict[ContextRule, Callable[..., Draw]] = {"dense": dense, "levelset": levelset, "partial": levelset, "oriented": oriented}
 
 
 def stack(tasks: list[int], draws: list[Draw]) -> TaskBatch:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metasdf.cli.data import datasets, prepare
-from metasdf.cli.options import device_option, parse_budget, parse_faces, path_type, scan_options, start
+from metasdf.cli.options import device_option, parse_budget, parse_faces, path_type, refine_option, scan_options, start
 from metasdf.cli.reproduce import reproduce
 from metasdf.errors import MetaSDFError, UsageError
 
@@ -147,6 +147,7 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most so many shapes, spread evenly over the split.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@refine_option
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--category", help="3D: of the shapes, where it is not the one the prior was trained on.")
 @click.option("--surfaces", is_flag=True, help="3D: extract every shape as a mesh and measure chamfer distance, IoU, F-score and normals.")
@@ -156,8 +157,8 @@ def _ending(trainer: Any, row: dict[str, float], data: Path) -> str:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @device_option
 def evaluate(
-    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, batch: int, category: str | None, surfaces: bool,
-    resolution: int | None, best_of: int | None, target: Path | None, threads: int | None, device: str,
+    prior: str, data: Path, split: str, runs: int, seed: int, limit: int | None, steps: int | None, refine: int, batch: int,
+    category: str | None, surfaces: bool, resolution: int | None, best_of: int | None, target: Path | None, threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Measure PRIOR (a name, file or run folder) on every shape of a split: MSE, MAE, misclassified sign, time; or its --surfaces."""
     start(threads)
@@ -178,13 +179,13 @@ def evaluate(
         if runs > 1:
             raise UsageError("--runs is for errors of fields, not for --surfaces", fix="--best-of N reconstructs every shape N times")
         result = evaluate_surfaces(loaded, store, split=split, category=category, limit=limit, resolution=resolution or 128, best_of=best_of or 1,
-                                   seed=seed, steps=steps, device=where)  # fmt: skip
+                                   seed=seed, steps=steps, refine=refine, device=where)  # fmt: skip
         _say_surfaces(result)
     else:
         if resolution or best_of:
             raise UsageError("--resolution and --best-of are for --surfaces", fix="add --surfaces, or leave them out")
-        result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, category=category,
-                                     device=where)  # fmt: skip
+        result = evaluation.evaluate(loaded, store, split=split, runs=runs, seed=seed, limit=limit, batch=batch, steps=steps, refine=refine,
+                                     category=category, device=where)  # fmt: skip
         _say_errors(result)
     if target is not None:
         write_json(target, result)
@@ -238,6 +239,7 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @click.option("-o", "--out", type=path_type, required=True, help="Folder for the results; 3D, one scan: or a mesh file, .ply .obj .glb .stl .off.")
 @click.option("--resolution", type=click.IntRange(8, 4096), default=128, show_default=True, help="Grid points along a side of the SDF or mesh.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@refine_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
 @click.option("--foreground", type=click.Choice(["auto", "bright", "dark"]), default="auto", show_default=True, help="The side that is the shape.")
 @click.option("--y-up", is_flag=True, help="2D: the y axis of points and samples points up (images and SVG: down).")
@@ -245,8 +247,8 @@ def _say_extra_steps(prior: Any, steps: int | None) -> None:
 @click.option("--simplify", "faces", callback=parse_faces, metavar="N|PERCENT", help="3D: fewer faces, such as 5000 or 10%; what it costs is said.")
 @device_option
 def reconstruct(
-    inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, seed: int, foreground: Any, y_up: bool, up: Any, turns: int,
-    columns: str | None, outliers: Any, faces: float | None, device: str,
+    inputs: tuple[Path, ...], prior: str, out: Path, resolution: int, steps: int | None, refine: int, seed: int, foreground: Any, y_up: bool,
+    up: Any, turns: int, columns: str | None, outliers: Any, faces: float | None, device: str,
 ) -> None:  # fmt: skip
     """Turn observations of shapes into SDFs and meshes.
 
@@ -254,7 +256,7 @@ def reconstruct(
     2D: an image, SDF samples (x, y, s) or bare points, as .png .npy .csv. Writes the SDF grid (.npz), a picture (.png), the contour (.svg)
         and a summary (.json) for each.
     3D: a scan: points with or without normals, SDF samples or a mesh, as .ply .xyz .pts .csv .npy .npz .obj .stl .glb and so on. Writes a
-        mesh and a summary (.json) for each.
+        mesh and a summary (.json) for each. Priors called -oriented use the normals, -levelset do without, -dense take samples or a mesh.
 
     All in the input's own units, and in 3D in its own pose.
 
@@ -273,13 +275,14 @@ def reconstruct(
 
         if y_up or foreground != "auto":
             raise UsageError(f"--y-up and --foreground are for 2D priors, {loaded.name} is 3D", fix="say which axis points up with --up")
-        if reconstruct_scans(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, up=up, turns=turns, columns=columns,
+        if reconstruct_scans(inputs, loaded, out, resolution=resolution, steps=steps, refine=refine, seed=seed, up=up, turns=turns, columns=columns,
                              outliers=outliers, faces=faces, say=click.echo):  # fmt: skip
             sys.exit(1)
         return
     if (up, turns, columns, outliers, faces) != ("y", 1, None, "keep", None):
         raise UsageError(f"--up, --align, --columns, --outliers and --simplify are for 3D priors, {loaded.name} is 2D", fix="leave them out")
-    if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, seed=seed, y_up=y_up, foreground=foreground, say=click.echo):
+    if reconstruct_many(inputs, loaded, out, resolution=resolution, steps=steps, refine=refine, seed=seed, y_up=y_up, foreground=foreground,
+                        say=click.echo):  # fmt: skip
         sys.exit(1)
 
 

@@ -11,6 +11,8 @@ import click
 
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
 path_type = click.Path(path_type=Path)
+refine_option = click.option("--refine", type=click.IntRange(0), default=0, metavar="N", show_default=True,
+                             help="Then N steps of Adam on the whole network, closer to what was observed; not from bare points.")  # fmt: skip
 
 
 def scan_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -83,7 +83,7 @@ class MeshShapes:
             else:
                 cloud = file.get_slice("surface")
                 surface = _run(rng, cloud, _length(cloud), points)
-        return ShapeSamples(drawn[:, :3], drawn[:, 3:], surface[:, :3])
+        return ShapeSamples(drawn[:, :3], drawn[:, 3:], surface[:, :3], surface[:, 3:])
 
     def judged(self, index: int) -> Judged:
         with opened(self._store.item(index)) as file:
@@ -187,7 +187,7 @@ class Loader:
             raise
         except ValueError as error:
             raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
-                             cause="the data set is too coarse for so many points, or was made without contours",
+                             cause="the data set is too coarse for so many points, or was made without contours or normals",
                              fix="prepare the data set again with a higher --resolution, or train with fewer points: "
                                  "--set n_context=N --set n_query=N --set n_test=N") from error  # fmt: skip
 

@@ -9,7 +9,7 @@ from metasdf.data.prepare import prepare_mnist, prepare_slice
 from metasdf.errors import UsageError
 from metasdf.evaluate import evaluate
 from metasdf.prior import Prior
-from metasdf.reproduce.plan import Column, Data, Plan
+from metasdf.reproduce.plan import REFINED, Column, Data, Plan
 from metasdf.tasks import ContextRule
 
 METHODS = ("hyper", "concat", "cnp4", "cnp9", "metasdf")
@@ -17,7 +17,8 @@ METHODS = ("hyper", "concat", "cnp4", "cnp9", "metasdf")
 
 def _column(table: str, title: str, context: ContextRule, train: str, test: str) -> Column:
     name = f"mnist-{context}"
-    return Column(table, title, context, train, test, {method: name if method == "metasdf" else f"{name}-{method}" for method in METHODS})
+    experiments = {method: name if method == "metasdf" else f"{name}-{method}" for method in METHODS}
+    return Column(table, title, context, train, test, experiments | ({REFINED: name} if context == "dense" else {}))
 
 
 COLUMNS = {
@@ -35,12 +36,12 @@ PUBLISHED: dict[str, tuple[tuple[float, float | None], ...]] = {
     "cnp9": ((92.5, 2.0), (145.8, 1.2), (223.4, 4.2), (291.2, 8.6), (468.0, 22.8)),
     "metasdf": ((15.4, 0.2), (56.6, 0.5), (22.8, 0.5), (33.3, 1.1), (59.8, 1.2)),
 }
-CODE_SHAPES = 1000  # test shapes of auto-decoders, which fit a code to each by hundreds of steps
+SLOW_SHAPES = 1000  # test shapes of methods that take tens or hundreds of steps of Adam for each
 CODE_BATCH = 48  # of these fitted at once: a hypernetwork's weights are read once for all of them
 
 
-def published(column: str, method: str) -> tuple[float, float | None]:
-    return PUBLISHED[method][list(COLUMNS).index(column)]
+def published(column: str, method: str) -> tuple[float, float | None] | None:
+    return PUBLISHED[method][list(COLUMNS).index(column)] if method in PUBLISHED else None
 
 
 def data(shapes: str, split: str, plan: Plan) -> Data:
@@ -55,14 +56,15 @@ def request(plan: Plan) -> dict[str, Any]:
     return {"runs": plan.runs}
 
 
-def limit(codes: bool, plan: Plan) -> int | None:
-    return min(plan.limit or CODE_SHAPES, CODE_SHAPES) if codes else plan.limit
+def limit(slow: bool, plan: Plan) -> int | None:
+    return min(plan.limit or SLOW_SHAPES, SLOW_SHAPES) if slow else plan.limit
 
 
-def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None) -> dict[str, Any]:
+def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None, refine: int) -> dict[str, Any]:
     batch = CODE_BATCH if isinstance(prior.conditioner, AutoDecoder) else 8
-    return evaluate(prior, test.store, runs=plan.runs, limit=limit, batch=batch, device=plan.device)
+    return evaluate(prior, test.store, runs=plan.runs, limit=limit, batch=batch, refine=refine, device=plan.device)
 
 
 def told(column: str, method: str, result: dict[str, Any]) -> str:
-    return f"MSE {result['metrics']['mse']:.3g} (published {published(column, method)[0]:g}e-6), n {result['n']:,}"
+    known = published(column, method)
+    return f"MSE {result['metrics']['mse']:.3g} ({f'published {known[0]:g}e-6' if known else 'not in the paper'}), n {result['n']:,}"

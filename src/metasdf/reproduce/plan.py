@@ -16,11 +16,12 @@ Say = Callable[[str], None]
 LABELS = {
     "hyper": "auto-decoder, hypernetwork", "concat": "auto-decoder, concatenation", "cnp4": "conditional neural process, 4 layers",
     "cnp9": "conditional neural process, 9 layers", "deepsdf": "DeepSDF", "pointnet": "PointNet encoder",
-    "poisson": "screened Poisson, given normals", "metasdf": "MetaSDF",
+    "poisson": "screened Poisson", "metasdf": "MetaSDF", "refined": "MetaSDF, then 40 steps of Adam",
 }  # fmt: skip
 
 
 UNTRAINED = "poisson"  # learns nothing
+REFINED, REFINE = "refined", 40  # MetaSDF's fits refined by so many steps: conditioning.refine
 
 
 class Column(NamedTuple):
@@ -75,11 +76,11 @@ class Tables(Protocol):
         """What of the plan the numbers depend on, beside experiment, budget and test shapes."""
         ...
 
-    def limit(self, codes: bool, plan: Plan) -> int | None:
-        """Test shapes at most; codes: of a method that fits one to each by hundreds of steps."""
+    def limit(self, slow: bool, plan: Plan) -> int | None:
+        """Test shapes at most; slow: of a method that fits each by tens or hundreds of steps."""
         ...
 
-    def measure(self, prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None) -> dict[str, Any]: ...
+    def measure(self, prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None, refine: int) -> dict[str, Any]: ...
 
     def told(self, cell: str, method: str, result: dict[str, Any]) -> str:
         """The result, in words, beside what was published."""

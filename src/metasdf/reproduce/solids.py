@@ -18,15 +18,16 @@ from metasdf.data.store import Store
 from metasdf.errors import UsageError
 from metasdf.metrics import PAPER, Convention
 from metasdf.prior import Prior
-from metasdf.reproduce.plan import UNTRAINED, Column, Data, Plan
+from metasdf.reproduce.plan import REFINED, UNTRAINED, Column, Data, Plan
 from metasdf.surfaces import evaluate_poisson, evaluate_surfaces
 
 # Of each context and method, how the experiment of a category is called.
 METHODS = {
-    "dense": {"deepsdf": "{}-deepsdf", "metasdf": "{}-dense"},
-    "levelset": {"pointnet": "{}-pointnet", UNTRAINED: "{}-levelset", "metasdf": "{}-levelset"},
+    "dense": {"deepsdf": "{}-deepsdf", "metasdf": "{}-dense", REFINED: "{}-dense"},
+    "levelset": {"pointnet": "{}-pointnet", "metasdf": "{}-levelset"},
+    "oriented": {UNTRAINED: "{}-oriented", "metasdf": "{}-oriented", REFINED: "{}-oriented"},
 }
-TITLES = {"dense": "dense", "levelset": "level set"}
+TITLES = {"dense": "dense", "levelset": "level set", "oriented": "points with normals"}
 
 
 def _columns(table: str, title: str, train: str, test: str) -> dict[str, Column]:
@@ -49,7 +50,7 @@ class Published(NamedTuple):
     iou: float | None = None
 
 
-PUBLISHED: dict[str, dict[str, Published]] = {
+PUBLISHED: dict[str, dict[str, Published]] = {  # points with normals are not of the paper
     "planes-dense": {"deepsdf": Published(0.073, 0.031), "metasdf": Published(0.053, 0.021)},
     "planes-levelset": {"pointnet": Published(0.558, 0.222), "metasdf": Published(0.139, 0.067)},
     "tables-dense": {"deepsdf": Published(0.553, 0.068), "metasdf": Published(0.134, 0.059)},
@@ -68,7 +69,7 @@ SMALL_CONVENTION, SMALL_RESOLUTION = Convention(points=3000), 48
 
 
 def published(column: str, method: str) -> Published | None:
-    return PUBLISHED[column].get(method)
+    return PUBLISHED.get(column, {}).get(method)
 
 
 def data(shapes: str, split: str, plan: Plan) -> Data:
@@ -78,7 +79,7 @@ def data(shapes: str, split: str, plan: Plan) -> Data:
         return _given(shapes, split, plan.stores)
     stretch = 0 if split == "test" else plan.stretch
     real = _real(shapes, plan, stretch=stretch)
-    label = REAL[shapes] + (f", {stretch} stretched copies of each" if stretch else "")
+    label = REAL[shapes] + (f", {stretch} stretched {'copies' if stretch > 1 else 'copy'} of each" if stretch else "")
     if split == "test" or not plan.procedural:
         return Data(real, shapes, label)
     drawn = _procedural(shapes, _folder(plan, "procedural", f"{shapes}-{plan.procedural}"), plan.procedural, _sampling(plan), (100, 0, 0))
@@ -93,14 +94,14 @@ def request(plan: Plan) -> dict[str, Any]:
     return asked | {"data": "real", "samples": plan.samples, "procedural": plan.procedural} | ({"stretch": plan.stretch} if plan.stretch else {})
 
 
-def limit(codes: bool, plan: Plan) -> int | None:
+def limit(slow: bool, plan: Plan) -> int | None:
     return plan.limit
 
 
-def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None) -> dict[str, Any]:
+def measure(prior: Prior, train: Data, test: Data, plan: Plan, *, limit: int | None, refine: int) -> dict[str, Any]:
     """With near_copies: shapes of training, and test shapes that they give away."""
     result = evaluate_surfaces(prior, test.store, category=test.category, limit=limit, resolution=resolution_of(plan), best_of=BEST_OF,
-                               convention=SMALL_CONVENTION if plan.small else PAPER, device=plan.device)  # fmt: skip
+                               refine=refine, convention=SMALL_CONVENTION if plan.small else PAPER, device=plan.device)  # fmt: skip
     return result | {"near_copies": near_copies(*_rows(train, "train"), *_rows(test, "test"))}
 
 

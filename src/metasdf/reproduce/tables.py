@@ -19,7 +19,7 @@ from metasdf.prior import Prior, load
 from metasdf.progress import TrainingMonitor
 from metasdf.provenance import commit
 from metasdf.reproduce import digits, solids
-from metasdf.reproduce.plan import LABELS, UNTRAINED, Column, Data, Plan, Say, Tables
+from metasdf.reproduce.plan import LABELS, REFINE, REFINED, UNTRAINED, Column, Data, Plan, Say, Tables
 from metasdf.train import Limit, Trainer
 
 KINDS: dict[str, Tables] = {"table1": digits, "table2": digits, "table3": solids, "table4": solids}
@@ -60,9 +60,10 @@ def fill(cell: Cell, plan: Plan, *, say: Say) -> Path:
     """Train and measure a cell, unless its JSON already answers the same plan. Interrupted, the same call goes on. Returns the JSON's path."""
     column, path, kind = cell.asks, plan.results / f"{cell.name}.json", KINDS[cell.asks.table]
     asked, trained_as = _experiments(cell, plan)
-    limit = kind.limit(asked.method.kind == "codes", plan)
+    limit = kind.limit(asked.method.kind == "codes" or cell.method == REFINED, plan)
     learns = {"experiment": to_dict(trained_as), "budget": plan.budget} if cell.method != UNTRAINED else {"points": asked.n_test}
-    request = {**learns, "limit": limit, "small": plan.small, **kind.request(plan)}
+    refine = REFINE if cell.method == REFINED else 0
+    request = {**learns, **({"refine": refine} if refine else {}), "limit": limit, "small": plan.small, **kind.request(plan)}
     if path.exists() and json.loads(path.read_text()).get("request") == request:
         say(f"{cell.name}: kept, {path}")
         return path
@@ -77,7 +78,7 @@ def fill(cell: Cell, plan: Plan, *, say: Say) -> Path:
         train = kind.data(column.train, "train", plan)
         about["trained_on"] = train.label
         _train(replace(trained_as, category=train.category), train.store, plan, say=say)
-        result = kind.measure(_prior(asked, run_of(trained_as, train.store, plan)), train, test, plan, limit=limit)
+        result = kind.measure(_prior(asked, run_of(trained_as, train.store, plan)), train, test, plan, limit=limit, refine=refine)
     write_json(path, {"cell": cell._asdict() | about, **result, "request": request})
     say(f"{cell.name}: {kind.told(cell.column, cell.method, result)}, {path}")
     return path

@@ -1,0 +1,71 @@
+"""Refining: Adam on the whole network, of each task by itself, from what a conditioner gives."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_prior import QUERY, circle, samples, small_prior
+
+from metasdf.conditioning.refine import LR, refine
+from metasdf.errors import UsageError
+from metasdf.fields import FieldSpec, Layer, Params, field, initialise
+from metasdf.heads import Distance, DistanceAndSign, Head
+from metasdf.tasks import Observations
+
+SPEC = FieldSpec(in_dim=2, out_dim=2, width=8, hidden_layers=1)
+
+
+def start(spec: FieldSpec, tasks: int = 3) -> tuple[Params, Observations]:
+    """Parameters of tasks that share their first layer, and a context."""
+    g = torch.Generator().manual_seed(0)
+    layers = [Layer(w.double(), b.double()) for w, b in initialise(spec, generator=g)]
+    own = [Layer(w + 0.1 * torch.randn(tasks, *w.shape, generator=g), b + 0.1 * torch.randn(tasks, *b.shape, generator=g)) for w, b in layers[1:]]
+    x = torch.rand(tasks, 30, spec.in_dim, generator=g, dtype=torch.float64) * 2 - 1
+    return (layers[0], *own), Observations(x, x.norm(dim=-1, keepdim=True) - 0.5)
+
+
+@pytest.mark.parametrize("head", [DistanceAndSign(), Distance("l1"), Distance("squared")])
+def test_it_is_adam_with_a_cosine(head: Head) -> None:
+    """Each task alone, by autograd and the textbook's Adam (Kingma and Ba 2015, algorithm 1)."""
+    spec = SPEC if isinstance(head, DistanceAndSign) else FieldSpec(in_dim=2, width=8, hidden_layers=1)
+    params, context = start(spec)
+    found = refine(params, context, spec, head.double(), steps=6)
+    for k in range(3):
+        theta = [(t[k] if t.dim() > n else t).clone() for layer in params for t, n in zip(layer, (2, 1), strict=True)]
+        mean, square = [torch.zeros_like(t) for t in theta], [torch.zeros_like(t) for t in theta]
+        for j in range(6):
+            leaves = [t.requires_grad_() for t in theta]
+            layers = tuple(Layer(w, b) for w, b in zip(leaves[0::2], leaves[1::2], strict=True))
+            grads = torch.autograd.grad(head.loss(field(layers, context.x[k], spec), context.y[k]), leaves)
+            lr = LR * (1 + math.cos(math.pi * j / 6)) / 2
+            for i, g in enumerate(grads):
+                mean[i], square[i] = 0.9 * mean[i] + 0.1 * g, 0.999 * square[i] + 0.001 * g * g
+                theta[i] = (theta[i] - lr * mean[i] / (1 - 0.9 ** (j + 1)) / ((square[i] / (1 - 0.999 ** (j + 1))).sqrt() + 1e-8)).detach()
+        for ours, t in zip((t for layer in found for t in layer), theta, strict=True):
+            torch.testing.assert_close(ours[k], t, rtol=1e-9, atol=1e-11)
+
+
+def test_the_start_stays_and_no_step_is_a_copy() -> None:
+    params, context = start(SPEC)
+    before = [t.clone() for layer in params for t in layer]
+    same = refine(params, context, SPEC, DistanceAndSign().double(), steps=0)
+    refine(params, context, SPEC, DistanceAndSign().double(), steps=2)
+    assert all(torch.equal(t, b) for t, b in zip((t for layer in params for t in layer), before, strict=True))
+    assert torch.equal(same[0].weight[1], params[0].weight) and same[0].weight.shape[0] == 3 and not same[0].weight.requires_grad
+    with pytest.raises(ValueError, match="the context is empty"):
+        refine(params, Observations(context.x[:, :0], context.y[:, :0]), SPEC, DistanceAndSign().double(), steps=1)
+
+
+def test_a_prior_refines_what_its_steps_found() -> None:
+    prior, (x, s) = small_prior("dense"), samples()
+    plain, refined = prior.adapt(x, s), prior.adapt(x, s, refine=200)
+    assert len(refined.path) == len(plain.path) and plain.refined is None
+    np.testing.assert_array_equal(refined.after(3)(QUERY), plain(QUERY))
+    assert np.abs(refined(x) - s).mean() < 0.7 * np.abs(plain(x) - s).mean()
+    both = prior.adapt([x, 2 * x], [s, 2 * s], refine=200)
+    np.testing.assert_allclose(both[1](2 * QUERY), 2 * refined(QUERY), atol=1e-4)
+    with pytest.raises(UsageError, match="bare points are not enough to refine what test-levelset finds"):
+        small_prior().adapt(circle(), refine=1)
