@@ -30,6 +30,7 @@ from metasdf.evaluate import grid_errors, spread
 from metasdf.experiments import Experiment
 from metasdf.figures import NAMES, TEXTS, TITLES, draw, moves, reduced, trained
 from metasdf.prior import Prior, load
+from metasdf.reproduce import digits
 from metasdf.reproduce.plan import LABELS, Plan
 from metasdf.reproduce.tables import Cell, fill
 
@@ -76,9 +77,12 @@ def test_what_auto_decoders_have_when_metasdf_is_done() -> None:
         return [{"steps": steps, "ms": ms, "mse": mse} for steps, ms, mse in points]
 
     concat, cnp4 = curve((0, 1, 5e-3), (30, 79, 2e-4), (31, 81, 1e-4)), curve((1, 5, 2e-4))
-    curves = {"metasdf": curve((0, 1, 5e-3), (5, 80, 3e-5)), "concat": concat, "cnp4": cnp4}
+    refined = [point for k, n in enumerate((10, 20, 40, 80, 160)) for point in curve((n, 100 + n, (3 - k / 2) * 1e-5))]
+    curves = {"metasdf": curve((0, 1, 5e-3), (5, 80, 3e-5)), "refined": refined, "concat": concat, "cnp4": cnp4}
     facts = {"methods": [{"method": name, "label": name.upper()} for name in curves], "curves": curves}
-    said = " MetaSDF is done after 80 ms, with an MSE of 30.0e-6; CONCAT has by then made 30 iterations and has 200.0e-6, in the end 100.0e-6."
+    said = (" MetaSDF is done after 80 ms, with an MSE of 30.0e-6; CONCAT has by then made 30 iterations and has 200.0e-6, in the end 100.0e-6. "
+            "Refined by 40 steps of Adam MetaSDF has 20.0e-6 after 140 ms. "
+            "Refined by 160 steps of Adam MetaSDF has 10.0e-6 after 260 ms.")  # fmt: skip
     assert figures._in_the_same_time(facts) == said
     assert figures._in_the_same_time(facts | {"curves": {"concat": curves["concat"]}}) == ""
 
@@ -92,7 +96,8 @@ def test_curves_end_where_evaluation_does(drawn: Drawn) -> None:
         assert points[-1]["misclassified"] == pytest.approx(metrics["misclassified"], abs=0.05)
         assert all(point["ms"] > 0 for point in points)
     steps = {method: [point["steps"] for point in points] for method, points in facts["curves"].items()}
-    assert steps == {"concat": [0, 1, 2, 3, 4, 5, 6, 7], "cnp4": [0], "metasdf": [0, 1, 2, 3, 4, 5]}
+    assert steps == {"concat": [0, 1, 2, 3, 4, 5, 6, 7], "cnp4": [0], "metasdf": [0, 1, 2, 3, 4, 5], "refined": [10, 20, 40, 80, 160]}
+    assert facts["curves"]["refined"][0]["ms"] > facts["curves"]["metasdf"][-1]["ms"]
     assert [p["mse"] for p in facts["curves"]["metasdf"]] == pytest.approx(drawn.cells["metasdf"]["after_step"]["mse"], rel=1e-4)
 
 
@@ -159,7 +164,7 @@ def test_a_run_that_is_not_finished_is_left_out(drawn: Drawn, tmp_path: Path) ->
     prior.save(tmp_path / "runs" / "mnist-slice-mnist-dense-cnp4" / "prior.safetensors")
     said: list[str] = []
     assert trained("dense", drawn.plan._replace(work=tmp_path), say=said.append) == []
-    assert sum("not finished" in text for text in said) == 1 and sum("missing" in text for text in said) == len(figures.STYLES) - 1
+    assert sum("not finished" in text for text in said) == 1 and sum("missing" in text for text in said) == len(digits.METHODS) - 1
 
 
 def test_the_page(drawn: Drawn) -> None:

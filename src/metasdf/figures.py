@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metasdf.checkpoint import write_json
 from metasdf.conditioning.codes import AutoDecoder
+from metasdf.conditioning.refine import refine
 from metasdf.data.loader import Loader
 from metasdf.data.prepare import prepare_mnist, prepare_slice
 from metasdf.data.store import Store
@@ -34,22 +35,24 @@ from metasdf.files import write_whole
 from metasdf.prior import Prior, load
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, ISOLINE, MUTED, figure_fields, fit_steps, png
-from metasdf.reproduce.digits import COLUMNS
-from metasdf.reproduce.plan import LABELS, Plan, Say
+from metasdf.reproduce.digits import COLUMNS, METHODS
+from metasdf.reproduce.plan import LABELS, REFINED, Plan, Say
 from metasdf.reproduce.tables import Cell
 from metasdf.tasks import Observations
 
 QUALITATIVE = "qualitative-"
 NAMES = (*(QUALITATIVE + column for column in COLUMNS), "steps-against-iterations", "tsne", "field-per-step", "speed")
 SHIPPED = {"dense": "mnist-dense", "level set": "mnist-levelset"}  # of the figures that need no run
-ROWS = 6  # shapes in a picture
+ROWS = 5  # shapes in a picture
 CURVE_SHAPES, TSNE_SHAPES = 50, 1000
 ROUNDS, BATCH = 5, 8  # of the table of test times
 REPEATS = 3  # of a fit that takes milliseconds
 JUDGED = 24  # iterations of an auto-decoder that are judged, evenly on a logarithmic axis, beside the start
 COMPONENTS, PERPLEXITY = 50, 30.0
 SEED = 0  # of the context points, and of t-SNE
-STYLES = {"hyper": ("#D55E00", "s"), "concat": ("#E69F00", "D"), "cnp4": ("#009E73", "^"), "cnp9": ("#CC79A7", "v"), "metasdf": ("#0072B2", "o")}
+STYLES = {"hyper": ("#D55E00", "s"), "concat": ("#E69F00", "D"), "cnp4": ("#009E73", "^"), "cnp9": ("#CC79A7", "v"), "metasdf": ("#0072B2", "o"),
+          REFINED: ("#56B4E9", "P")}  # fmt: skip
+REFINES = (10, 20, 40, 80, 160)  # steps of Adam from where MetaSDF's own end, each number a fit by itself
 # Ten colours that stay apart for most eyes (Petroff 2021, arXiv 2107.02270); each digit is drawn as itself, too
 TEN_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 
@@ -137,7 +140,7 @@ def _rows(store: Store, n: int, plan: Plan) -> Rows:
 def trained(column: str, plan: Plan, *, say: Say) -> list[Method]:
     """The methods of a column that plan.work holds a finished run of, with the column's context; of the others, `say` how to make them."""
     found = []
-    for method in STYLES:
+    for method in METHODS:
         cell = Cell(column, method)
         asked = cell.experiment(preset=plan.preset)
         name = cell.training(preset=plan.preset).name
@@ -223,6 +226,9 @@ def steps_against_iterations(methods: Sequence[Method], store: Store, plan: Plan
     """Supplement, figure 6, in 2D: error against time, of one batch of shapes by all methods in turn."""
     rows = _rows(store, CURVE_SHAPES, plan)
     curves = {m.cell.method: curve(m.prior, store, rows, device=plan.device) for m in methods}
+    for m in methods:
+        if m.cell.method == "metasdf":
+            curves[REFINED] = refined_curve(m.prior, store, rows, spent=curves["metasdf"][-1].ms, device=plan.device)
     facts = {"n": len(rows), "curves": {name: [point._asdict() for point in points] for name, points in curves.items()}}
     return facts, figure_curves(curves, n=len(rows))
 
@@ -235,8 +241,7 @@ def curve(prior: Prior, store: Store, rows: Rows, *, device: torch.device) -> li
     context, x, truth = _observed(prior, store, rows, device=device)
 
     def point(steps: int, ms: float, params: Params) -> Point:
-        mse, _, misclassified = judge(prior.head.to_sdf(field(params, x, model.spec)), truth).mean(1).tolist()
-        return Point(steps, ms / len(rows), mse, misclassified)
+        return _point(prior, params, x, truth, steps=steps, ms=ms)
 
     if isinstance(model, AutoDecoder):
         model.fit(context, steps=1)  # warms up
@@ -255,6 +260,23 @@ def curve(prior: Prior, store: Store, rows: Rows, *, device: torch.device) -> li
         fits = [_timed(partial(model.trajectory, context, steps=steps), device) for _ in range(1 + REPEATS)]
         points.append(point(steps or 0, statistics.median(ms for _, ms in fits[1:]), fits[0][0][-1]))
     return points
+
+
+@torch.no_grad()
+def refined_curve(prior: Prior, store: Store, rows: Rows, *, spent: float, device: torch.device) -> list[Point]:
+    """The same where `conditioning.refine` goes on from the last inner step, which took `spent` milliseconds a shape."""
+    context, x, truth = _observed(prior, store, rows, device=device)
+    start, points = prior.conditioner(context), []
+    for steps in REFINES:
+        params, ms = _timed(partial(refine, start, context, prior.conditioner.spec, prior.head, steps=steps), device)
+        points.append(_point(prior, params, x, truth, steps=steps, ms=ms + spent * len(rows)))
+    return points
+
+
+def _point(prior: Prior, params: Params, x: Tensor, truth: Tensor, *, steps: int, ms: float) -> Point:
+    """ms: of all shapes."""
+    mse, _, misclassified = judge(prior.head.to_sdf(field(params, x, prior.conditioner.spec)), truth).mean(1).tolist()
+    return Point(steps, ms / len(truth), mse, misclassified)
 
 
 @torch.no_grad()
@@ -315,7 +337,7 @@ def figure_curves(curves: dict[str, list[Point]], *, n: int) -> Figure:
         for name, points in curves.items():
             colour, marker = STYLES[name]
             x, y = [p.ms for p in points], [getattr(p, value) for p in points]
-            line = {"marker": marker, "color": colour, "label": LABELS[name], "linewidth": 1.2}
+            line = {"marker": marker, "color": colour, "label": "MetaSDF, then Adam" if name == REFINED else LABELS[name], "linewidth": 1.2}
             dense = len(points) > 8  # a curve: marks alone would hide it
             axes.loglog(x, y, markersize=3 if dense else 6, markeredgecolor="white", markeredgewidth=0.4, **line)
             for k in (0, len(points) - 1) if dense else range(len(points) if len(points) > 1 else 0):
@@ -408,7 +430,8 @@ TITLES = {
 }  # fmt: skip
 TEXTS = {
     "qualitative": "Truth, and the field that each method makes of {context}. Test shapes of different digits, drawn by the seed.",
-    "steps-against-iterations": "Error against test time on one batch of digits, dense context: MetaSDF from 0 to its last step, auto-decoders from "
+    "steps-against-iterations": "Error against test time on one batch of digits, dense context: MetaSDF from 0 to its last step, and then "
+                                "refined by steps of Adam (each number a fit by itself), auto-decoders from "
     "0 to their last Adam iteration, set encoders at their only pass. Small numbers are steps. Times exclude judging.",
     "tsne": "t-SNE (perplexity {perplexity:.0f}) of phi - theta, all parameters of the field, reduced to 50 principal components before. Each mark "
     "is a test digit. Distances between groups mean nothing; the share in the title is counted before t-SNE.",
@@ -454,8 +477,11 @@ def _in_the_same_time(facts: Facts) -> str:
         return ""
     done, told = curves["metasdf"][-1], [""]
     for method, curve in curves.items():
-        if method != "metasdf" and len(curve) > 1:
+        if method not in ("metasdf", REFINED) and len(curve) > 1:
             there = [point for point in curve if point["ms"] <= done["ms"] or not point["steps"]][-1]
             told.append(f"{labels[method]} has by then made {there['steps']:,} iterations and has {there['mse'] * 1e6:,.1f}e-6, in the end "
                         f"{curve[-1]['mse'] * 1e6:.1f}e-6.")  # fmt: skip
-    return f" MetaSDF is done after {done['ms']:,.0f} ms, with an MSE of {done['mse'] * 1e6:.1f}e-6;" + " ".join(told) if len(told) > 1 else ""
+    if len(told) == 1:
+        return ""
+    told += [f"Refined by {p['steps']} steps of Adam MetaSDF has {p['mse'] * 1e6:.1f}e-6 after {p['ms']:,.0f} ms." for p in curves[REFINED][2::2]]
+    return f" MetaSDF is done after {done['ms']:,.0f} ms, with an MSE of {done['mse'] * 1e6:.1f}e-6;" + " ".join(told)

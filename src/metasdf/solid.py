@@ -24,7 +24,7 @@ from metasdf.geometry.scan import Outliers, Residual, Scan, read_scan, residual,
 from metasdf.geometry.simplify import simplify
 from metasdf.inputs import Failure, each, earlier_input, free_name, naming, said_steps
 from metasdf.prior import SDF, Observed, Prior
-from metasdf.tasks import OFFSET, moved
+from metasdf.tasks import moved
 
 if TYPE_CHECKING:
     from metasdf.geometry.signed import MeshSDF
@@ -198,7 +198,7 @@ def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, rng: np.ran
                          cause="a scan without columns nx, ny, nz, or some of them missing",
                          fix=f"use a {'dense' if scan.s is not None else 'level-set'} prior; or give normals, or a mesh")  # fmt: skip
     chosen = _some(np.column_stack((scan.x, scan.normals)), n // 2, rng)
-    x, s = moved(rng, chosen[:, :3], chosen[:, 3:], reach=OFFSET / pose.frame.scale)
+    x, s = moved(rng, chosen[:, :3], chosen[:, 3:], unit=1.0 / pose.frame.scale)
     return Points(x, s[:, 0])
 
 
