@@ -75,6 +75,7 @@ def test_usual_judges_by_other_points(rule: str, tmp_path: Path, monkeypatch: py
         assert len(context.x) == 200 and len(points.x) == 200
         assert not {x.tobytes() for x in context.x} & {x.tobytes() for x in points.x}
         true = np.linalg.norm(points.x - CENTRE, axis=1) - radius(index)
+        assert (points.s is None) == (rule in ("levelset", "partial"))
         np.testing.assert_allclose(true, 0 if points.s is None else points.s, atol=1e-6)
 
 

@@ -102,7 +102,7 @@ def test_shapes_without_normals(tmp_path: Path) -> None:
     shape = read_shape(bare.item(0))
     shape.arrays["surface"][:, 3:] = 0
     bare.item(0).write_bytes(encode(shape))
-    with pytest.raises(UsageError, match="no oriented context can be drawn: its surface points have no normals"):
+    with pytest.raises(UsageError, match=r"no oriented context can be drawn: its surface points have no normals(.|\n)*prepare the meshes themselves"):
         loader(bare, "oriented").tasks(np.array([0]))
 
 
@@ -154,7 +154,7 @@ def solid(rule: str) -> Experiment:
                    train=replace(tiny().train, batch=2, products="float32", optimiser="adam", dropout=0.2 if narrow else 0.0))  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "deepsdf", "pointnet"])
+@pytest.mark.parametrize("rule", ["dense", "levelset", "partial", "oriented", "deepsdf", "pointnet"])
 def test_train_save_evaluate_adapt(store: Store, tmp_path: Path, rule: str) -> None:
     """The whole way in small: what the outer loss learns is saved with the run and resumed, and no prior carries it."""
     ours = trainer(tmp_path / "run", store, solid(rule), steps=4)
@@ -174,7 +174,15 @@ def test_train_save_evaluate_adapt(store: Store, tmp_path: Path, rule: str) -> N
     g = np.random.default_rng(0)
     x = g.uniform(-5, 5, (100, 3)) + 1e4  # another place and unit
     values = (np.linalg.norm(x - 1e4, axis=1) - 3.0,) if prior.needs_values else ()
-    sdf = prior.adapt(x, *values)
+    sdf = prior.adapt(x, *values, normals=x - 1e4 if prior.needs_normals else None)
+    if rule in ("levelset", "partial", "pointnet"):
+        for call in (evaluate, evaluate_surfaces):
+            with pytest.raises(UsageError, match="bare points are not enough to refine"):
+                call(prior, store, refine=1, progress=False)
+    else:
+        refined = evaluate(prior, store, refine=50, progress=False)
+        assert refined["refine"] == 50 and refined["after_step"] is None
+        assert rule == "oriented" or refined["metrics"]["mae"] < result["metrics"]["mae"]  # points near the surface say little of what is far from it
     s, gradient = sdf.value_and_grad(x[:7])
     assert s.shape == (7,) and gradient.shape == (7, 3) and np.isfinite(s).all()
     sdf.save(tmp_path / "sdf.safetensors")

@@ -79,6 +79,8 @@ def test_cells_from_data_sets_to_json(filled: Plan) -> None:
         assert [row["name"] for row in own["shapes"]] == ["sphere1", "sphere3"] and [row["name"] for row in other["shapes"]] == ["sphere5"]
         assert sorted(own["near_copies"]) == [[f"sphere{k}"] * 2 for k in range(1, 5)] and other["near_copies"] == []
         assert (own["cell"]["trained_on"], other["cell"]["tested_on"]) == ("tables of balls", "benches of balls")
+    refined = result(filled, "tables-dense-refined")
+    assert refined["refine"] == refined["request"]["refine"] == 40 and "refine" not in result(filled, "tables-dense-metasdf")["request"]
     path = filled.results / "tables-dense-metasdf.json"
     before, said = path.stat().st_mtime_ns, list[str]()
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +117,7 @@ def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = ["tables-dense-convergence.json", "tables-dense-convergence.png", "tables-dense.png", "tables-start.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     sheet, starts = (np.asarray(Image.open(tmp_path / name)) for name in ("tables-dense.png", "tables-start.png"))
-    assert sheet.shape[0] > 2 * PICTURE and sheet.shape[1] > 3 * PICTURE  # two shapes, truth and two methods
+    assert sheet.shape[0] > 2 * PICTURE and sheet.shape[1] > 4 * PICTURE  # two shapes, truth and three methods
     assert (starts[:PICTURE, :PICTURE] < 250).mean() > 0.1  # a ball
     found = json.loads((tmp_path / "tables-dense-convergence.json").read_text())
     assert found["metasdf"]["iterations"] == [0, 1, 2] and found["deepsdf"]["iterations"] == [j for j in MARKS if j <= 5]

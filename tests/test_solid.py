@@ -22,7 +22,7 @@ from metasdf.geometry.pose import pose_of
 from metasdf.geometry.scan import read_scan
 from metasdf.geometry.signed import MeshSDF
 from metasdf.prior import Prior, build_conditioner
-from metasdf.solid import observations, outwards, reconstruct_scan
+from metasdf.solid import observations, reconstruct_scan
 from metasdf.surfaces import evaluate_surfaces
 from metasdf.tasks import OUTWARDS
 
@@ -105,17 +105,15 @@ def test_dense_priors_learn_from_samples_and_meshes(tmp_path: Path) -> None:
 
 
 def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
-    """What they are given of a ball of 2 metres are true distances; inward normals are turned round."""
+    """What they are given of a ball of 2 metres are true distances."""
     prior, n = ball("oriented"), directions()
-    files = {"out": n, "in": -n, "bare": None}
-    for name, normals in files.items():
-        np.savetxt(tmp_path / f"{name}.xyz", PLACE + 2.0 * n if normals is None else np.column_stack((PLACE + 2.0 * n, normals)), fmt="%.9f")
-    done = {name: reconstruct_scan(tmp_path / f"{name}.xyz", prior, tmp_path / f"{name}.ply", resolution=32) for name in ("out", "in")}
-    assert done["out"].summary.context == 200 and not done["out"].summary.notes
-    assert done["in"].summary.notes == ("on the whole the normals point inwards: all were turned round",)
-    np.testing.assert_allclose(done["in"].sdf(PLACE + n), done["out"].sdf(PLACE + n), atol=1e-6)
+    np.savetxt(tmp_path / "in.xyz", np.column_stack((PLACE + 2.0 * n, n)), fmt="%.9f")
+    np.savetxt(tmp_path / "bare.xyz", PLACE + 2.0 * n)
+    np.savez(tmp_path / "samples.npz", points=PLACE + 1.9 * n, normals=n, sdf=np.full(len(n), -0.1))
+    done = reconstruct_scan(tmp_path / "in.xyz", prior, tmp_path / "out.ply", resolution=32)
+    assert done.summary.context == 200 and not done.summary.notes
     for file in ("in.xyz", "out.ply"):
-        scan = outwards(read_scan(tmp_path / file))
+        scan = read_scan(tmp_path / file)
         pose = pose_of(scan.x)
         x, s = observations(scan, scan.x, prior, pose, rng=np.random.default_rng(0))
         assert s is not None and len(x) >= 400 and s.max() == pytest.approx(OUTWARDS / pose.frame.scale, rel=0.05) and s.min() < 0
@@ -123,8 +121,27 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
             np.testing.assert_allclose(np.linalg.norm(x - PLACE, axis=1) - 2.0, s, atol=1e-6)
         else:
             np.testing.assert_allclose(MeshSDF(scan.mesh)(x), s, atol=2e-3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="learns from points with normals, and there are none"):
-        reconstruct_scan(tmp_path / "bare.xyz", prior, tmp_path / "bare.ply")
+    for file, says in (("bare.xyz", "the scan has no normals"), ("samples.npz", "the scan has signed distances")):
+        with pytest.raises(InputError, match=f"learns from surface points with normals, {says}"):
+            reconstruct_scan(tmp_path / file, prior, tmp_path / "none.ply")
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_refined_fits_follow_the_scan(tmp_path: Path, turns: int) -> None:
+    """An ellipsoid, from a field that starts as a ball and whose steps hardly move."""
+    radii = np.array([2.0, 1.2, 1.6])
+    points = directions() * radii
+    np.savetxt(tmp_path / "scan.xyz", np.column_stack((points, points / radii**2)), fmt="%.6f")
+    rows = np.loadtxt(tmp_path / "scan.xyz")
+    rows[:, 3:] /= np.linalg.norm(rows[:, 3:], axis=1, keepdims=True)
+    np.savetxt(tmp_path / "scan.xyz", rows, fmt="%.6f")
+    found = [reconstruct_scan(tmp_path / "scan.xyz", ball("oriented"), tmp_path / "out.ply", resolution=32, refine=refine, turns=turns)
+             for refine in (0, 100)]  # fmt: skip
+    plain, refined = (each.summary for each in found)
+    assert refined.refine == 100 and refined.steps == plain.steps == 2 and refined.residual.rms < 0.5 * plain.residual.rms
+    assert json.loads((tmp_path / "out.json").read_text())["refine"] == 100
+    with pytest.raises(UsageError, match="bare points are not enough to refine what tables-levelset finds"):
+        reconstruct_scan(tmp_path / "scan.xyz", ball("levelset"), tmp_path / "none.ply", refine=1)
 
 
 def test_what_cannot_be_written_is_said_first(scan: Path, tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_surfaces_are_those_of_the_steps(fit: Fit) -> None:
     assert not np.array_equal(steps[0].mesh.vertices, steps[2].mesh.vertices)
 
 
+def test_a_refined_fit_has_one_surface_more(fit: Fit) -> None:
+    fit.sdf.refined = fit.sdf.path[1]
+    steps = surfaces(fit.sdf, resolution=16)
+    assert len(steps) == len(fit.sdf.path) + 1 and steps[-1].mesh is not None and steps[1].mesh is not None
+    np.testing.assert_array_equal(steps[-1].mesh.vertices, steps[1].mesh.vertices)
+
+
 def test_the_scene(fit: Fit, server: Any) -> None:
     """Points and surfaces in the scan's own axes and units, less the centre: single precision keeps them. The slider shows one step at a time."""
     steps = surfaces(fit.sdf, resolution=16)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metasdf.conditioning.base import Conditioner
-from metasdf.conditioning.refine import refine as refined_params
 from metasdf.data.loader import Loader, check_dim, rows_of
 from metasdf.data.store import Store
-from metasdf.fields import field
+from metasdf.fields import Params, field
 from metasdf.heads import Head
 from metasdf.prior import Prior
 from metasdf.progress import Report, reporter
 from metasdf.provenance import commit, hardware
-from metasdf.tasks import ContextRule
+from metasdf.tasks import ContextRule, Observations
 
 STEPWISE = 1000  # shapes whose errors are also told step by step
 
@@ -39,13 +40,13 @@ class GridErrors(NamedTuple):
 @torch.no_grad()
 def grid_errors(
     model: Conditioner, head: Head, store: Store, *, indices: NDArray[np.int64], rule: ContextRule, n_context: int, seed: int,
-    device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True, refine: int = 0,
-    report: Report = lambda done, total: None,
+    device: torch.device, batch: int = 8, steps: int | None = None, every_step: bool = True,
+    refine: Callable[[Params, Observations], Params] | None = None, report: Report = lambda done, total: None,
 ) -> GridErrors:  # fmt: skip
     """Fit each shape to a context drawn by `rule` (keyed by seed) and compare with its SDF at every grid point; in 3D at its judged samples.
 
     A shape whose fitted field is not finite counts as failed; the means are then over the others, and `failed` says so.
-    every_step=False judges the last step alone, at half the time. refine: steps of `conditioning.refine` after the last one, which make one more.
+    every_step=False judges the last step alone, at half the time. refine: of parameters and context, what counts as one more step.
     """
     loader = Loader(store, indices=indices, rule=rule, n_context=n_context, n_query=0, batch=batch, seed=seed)
     values = np.empty(0)
@@ -58,7 +59,7 @@ def grid_errors(
         errors = []
         path = model.trajectory(context, steps=steps)
         if refine:
-            path.append(refined_params(path[-1], context, model.spec, head, steps=refine))
+            path.append(refine(path[-1], context))
         for params in path[0 if every_step else -1 :]:
             errors.append(judge(head.to_sdf(field(params, x, model.spec)), truth))
         if not start:  # one array from the start: small ones that last would come to lie between the large freed blocks, and memory would grow
@@ -109,10 +110,11 @@ def evaluate(
     model = prior.to(device).conditioner
     stepwise = indices[: STEPWISE if model.inner_steps and not refine else 0]
     total = len(stepwise) + runs * len(indices)
+    refined = partial(prior.refine, steps=refine) if refine else None
 
     def errors_of(shapes: NDArray[np.int64], run: int, *, done: int, every_step: bool) -> GridErrors:
         return grid_errors(model, prior.head, store, indices=shapes, rule=e.context, n_context=e.n_test, seed=seed + run, device=device, batch=batch,
-                           steps=steps, every_step=every_step, refine=refine, report=lambda own, _: report(done + own, total))  # fmt: skip
+                           steps=steps, every_step=every_step, refine=refined, report=lambda own, _: report(done + own, total))  # fmt: skip
 
     with reporter(progress, total, "evaluating") as report:
         by_step = errors_of(stepwise, 0, done=0, every_step=True) if len(stepwise) else None
@@ -156,7 +158,7 @@ def fit_times(
         start = time.perf_counter()
         params = prior.conditioner.trajectory(context, steps=steps)[-1]
         if refine:
-            refined_params(params, context, prior.conditioner.spec, prior.head, steps=refine)
+            prior.refine(params, context, steps=refine)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) * 1e3 / len(shapes)

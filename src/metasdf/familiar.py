@@ -77,7 +77,8 @@ def doubt(prior: Prior, sdf: SDF, points: Points, fitted: int, *, units: str = "
     """A sentence where the misfit is more than UNUSUAL times what 95 of 100 shapes of the prior's kind keep to, and which shipped prior for the
     same kind of observations fits better, beside what is usual for it. None where all is well, and for priors whose card does not say what is.
 
-    points: in the user's units; the field was fitted to the first `fitted` of them, and is judged by the others where there are so many.
+    points: in the user's units; the field was fitted to the first `fitted` of them, and is judged by the others where there are so many. What was
+    refined is judged as it was before.
     """
     chosen, sdf = judged(points, fitted), sdf.after(len(sdf.path) - 1)  # refined to its observations any shape looks familiar
     share = _share(prior, found := misfit(sdf, chosen))

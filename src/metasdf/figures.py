@@ -24,7 +24,6 @@ from torch import Tensor
 
 from metasdf.checkpoint import write_json
 from metasdf.conditioning.codes import AutoDecoder
-from metasdf.conditioning.refine import refine
 from metasdf.data.loader import Loader
 from metasdf.data.prepare import prepare_mnist, prepare_slice
 from metasdf.data.store import Store
@@ -267,8 +266,9 @@ def refined_curve(prior: Prior, store: Store, rows: Rows, *, spent: float, devic
     """The same where `conditioning.refine` goes on from the last inner step, which took `spent` milliseconds a shape."""
     context, x, truth = _observed(prior, store, rows, device=device)
     start, points = prior.conditioner(context), []
+    prior.refine(start, context, steps=1)  # warms up
     for steps in REFINES:
-        params, ms = _timed(partial(refine, start, context, prior.conditioner.spec, prior.head, steps=steps), device)
+        params, ms = _timed(partial(prior.refine, start, context, steps=steps), device)
         points.append(_point(prior, params, x, truth, steps=steps, ms=ms + spent * len(rows)))
     return points
 
@@ -430,8 +430,8 @@ TITLES = {
 }  # fmt: skip
 TEXTS = {
     "qualitative": "Truth, and the field that each method makes of {context}. Test shapes of different digits, drawn by the seed.",
-    "steps-against-iterations": "Error against test time on one batch of digits, dense context: MetaSDF from 0 to its last step, and then "
-                                "refined by steps of Adam (each number a fit by itself), auto-decoders from "
+    "steps-against-iterations": "Error against test time on one batch of digits, dense context: MetaSDF from 0 to its last step, and "
+                                "refined by steps of Adam after that where it is shown (each number a fit by itself), auto-decoders from "
     "0 to their last Adam iteration, set encoders at their only pass. Small numbers are steps. Times exclude judging.",
     "tsne": "t-SNE (perplexity {perplexity:.0f}) of phi - theta, all parameters of the field, reduced to 50 principal components before. Each mark "
     "is a test digit. Distances between groups mean nothing; the share in the title is counted before t-SNE.",
@@ -483,5 +483,6 @@ def _in_the_same_time(facts: Facts) -> str:
                         f"{curve[-1]['mse'] * 1e6:.1f}e-6.")  # fmt: skip
     if len(told) == 1:
         return ""
-    told += [f"Refined by {p['steps']} steps of Adam MetaSDF has {p['mse'] * 1e6:.1f}e-6 after {p['ms']:,.0f} ms." for p in curves[REFINED][2::2]]
+    for point in curves.get(REFINED, [])[2::2]:
+        told.append(f"Refined by {point['steps']} steps of Adam MetaSDF has {point['mse'] * 1e6:.1f}e-6 after {point['ms']:,.0f} ms.")
     return f" MetaSDF is done after {done['ms']:,.0f} ms, with an MSE of {done['mse'] * 1e6:.1f}e-6;" + " ".join(told)

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from metasdf import poisson
 from metasdf.checkpoint import write_json
 from metasdf.conditioning.codes import AutoDecoder
-from metasdf.conditioning.refine import refine
 from metasdf.data import show
 from metasdf.data.loader import Loader, rows_of
 from metasdf.data.shape import PICTURE, read_shape
@@ -73,6 +73,9 @@ def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shap
     columns: dict[str, list[Fitter | Classical]] = {}
     for cell in cells(["table3", "table4"], only):
         if (plan.results / f"{cell.name}.json").is_file():
+            if cell.method == UNTRAINED and not poisson.available():
+                say(f"{cell.name}: left out, it needs pymeshlab: pip install 'metasdf[poisson]'")
+                continue
             found = Classical(cell, solids.data(cell.asks.test, "test", plan)) if cell.method == UNTRAINED else Fitter(cell, *filled(cell, plan))
             columns.setdefault(cell.column, []).append(found)
     if not columns:
@@ -86,7 +89,7 @@ def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shap
             about = {"column": column.title, "definition": DEFINITION, "commit": commit(), "hardware": hardware(plan.device)}
             write_json(numbers / f"{name}-convergence.json", about | courses)
             _write(out / f"{name}-convergence.png", png(figure_convergence(courses)), say)
-        if column.context == "dense" and column.train == column.test:
+        if fitters and column.context == "dense" and column.train == column.test:
             _write(out / f"{column.train}-start.png", show.png(starts(fitters, plan)), say)
 
 
@@ -195,10 +198,10 @@ def _surface(method: Fitter | Classical, row: int, plan: Plan) -> Mesh:
     if isinstance(method, Classical):
         n = method.cell.experiment(preset=plan.preset).n_test
         return poisson_mesh(method.data.store, row, n_points=n, seed=0)[0]
-    model, context = method.prior.conditioner, _context(method, row)
-    params = model(context)
+    context = _context(method, row)
+    params = method.prior.conditioner(context)
     if method.cell.method == REFINED:
-        params = refine(params, context, model.spec, method.prior.head, steps=REFINE)
+        params = method.prior.refine(params, context, steps=REFINE)
     return _sdf(method.prior, params).mesh(resolution_of(plan))
 
 

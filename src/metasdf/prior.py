@@ -20,7 +20,7 @@ from metasdf.conditioning.hypernetwork import BiasHypernetwork, Hypernetwork
 from metasdf.conditioning.latent import LatentLoop
 from metasdf.conditioning.metasdf import MetaSDF
 from metasdf.conditioning.pointnet import ResnetPointNet
-from metasdf.conditioning.refine import refine as refined_params
+from metasdf.conditioning.refine import refine
 from metasdf.errors import CheckpointError, InputError, UsageError
 from metasdf.experiments import Experiment, from_dict, to_dict
 from metasdf.fields import FieldSpec, Layer, Params, field
@@ -113,10 +113,20 @@ class Prior(nn.Module):
         save_state(Path(path), tensors, state, kind="prior")
 
     def check_refine(self, steps: int) -> None:
-        """Raises UsageError for steps of `refine` where bare points are all that is known."""
+        """Raises UsageError for steps of `refine` where bare points are all that is known, and for fewer than none."""
+        if steps < 0:
+            raise UsageError("fewer steps than none cannot be made", where=f"refine={steps}", fix="0 leaves the fit as it is")
         if steps and not (self.needs_values or self.needs_normals):
+            other = "mnist-dense, which takes distances" if self.dim == 2 else "a prior that takes normals (-oriented) or distances (-dense)"
             raise UsageError(f"bare points are not enough to refine what {self.name} finds", cause="they do not hold the field away from the surface",
-                             fix=f"leave refine out; or with normals or distances use a prior{self._named('oriented')} or -dense")  # fmt: skip
+                             fix=f"leave refine out; or use {other}")  # fmt: skip
+
+    def refine(self, params: Params, context: Observations, *, steps: int) -> Params:
+        """`conditioning.refine` by the loss that the method itself descends at test time, or the training's where it has none. Raises as
+        `check_refine`."""
+        self.check_refine(steps)
+        own = getattr(self.conditioner, "head", None)
+        return refine(params, context, self.conditioner.spec, own if isinstance(own, Head) else self.head, steps=steps)
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
@@ -141,9 +151,9 @@ class Prior(nn.Module):
         normals: (N, d) outward normals of any length; needed by oriented priors, refused by others.
         frame: how the units map to the field; by default found from the surface (points, or where the values cross zero).
         steps: gradient steps; more than the prior was trained with repeat the rates of its last step.
-        refine: steps of Adam on the whole network after these, which bring it closer to the observations; not for bare points.
+        refine: steps of Adam on the whole network after these, which bring it closer to the observations (`conditioning.refine`).
         Of more than MAX_CONTEXT observations that many are drawn, always the same ones.
-        Raises InputError for points that cannot be used (shape, NaN, too few, no surface).
+        Raises InputError for points that cannot be used (shape, NaN, too few, no surface), UsageError for `refine` from bare points.
         """
         if isinstance(points, list) and points and not np.isscalar(points[0]) and np.ndim(_numpy(points[0])) == 2:
             values, normals = (each if each is not None else [None] * len(points) for each in (values, normals))
@@ -156,11 +166,12 @@ class Prior(nn.Module):
 
     def _observe(self, points: Any, values: Any, normals: Any, frame: Frame | None) -> Observed:
         x = _check_points(_numpy(points), self.dim)
-        if self.needs_normals != (normals is not None):
-            what = "learns from points with normals, none were given" if self.needs_normals else "does not learn from normals, which were given"
-            other = "levelset" if self.needs_normals else "oriented"
-            raise InputError(f"the prior {self.name} {what}", fix=f"use another prior{self._named(other)}, or "
-                             + ("pass normals" if self.needs_normals else "leave them out"))  # fmt: skip
+        if self.needs_normals and normals is None:
+            raise InputError(f"the prior {self.name} learns from points with normals, none were given",
+                             fix=f"use another prior{self._named('levelset' if values is None else 'dense')}, or pass normals")  # fmt: skip
+        if normals is not None and not self.needs_normals:
+            other = "use another prior (their names end with -oriented), or " if self.dim == 3 else ""
+            raise InputError(f"the prior {self.name} does not learn from normals, which were given", fix=f"{other}leave them out")
         if self.needs_values and values is None:
             raise InputError(f"the prior {self.name} learns from signed distances, only points were given", cause="bare surface points",
                              fix=f"use a level-set prior{self._named('levelset')}, or pass values")  # fmt: skip
@@ -189,10 +200,10 @@ class Prior(nn.Module):
         return Observed(frame, x, s)
 
     def _named(self, rule: str) -> str:
-        return f" (for digits: mnist-{rule})" if self.dim == 2 and rule != "oriented" else f" (their names end with -{rule})"
+        return f" (for digits: mnist-{rule})" if self.dim == 2 else f" (their names end with -{rule})"
 
     def fit(self, observed: Sequence[Observed], *, steps: int | None = None, refine: int = 0) -> list[SDF]:
-        """`adapt` for what is in the field's cube already."""
+        """`adapt` for what is in the field's cube already. Raises as `check_refine`."""
         self.check_refine(refine)
         first = next(self.conditioner.parameters())
         sdfs: list[SDF | None] = [None] * len(observed)
@@ -208,7 +219,7 @@ class Prior(nn.Module):
             context = Observations(*(torch.from_numpy(each.astype(np.float32)).to(first) for each in (x, y)))
             with torch.no_grad():
                 path = self.conditioner.trajectory(context, steps=steps)
-            refined = [refined_params(path[-1], context, self.conditioner.spec, self.head, steps=refine)] if refine else []
+            refined = [self.refine(path[-1], context, steps=refine)] if refine else []
             for row, i in enumerate(group):
                 own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in (*path, *refined)]
                 last = own.pop() if refined else None

@@ -228,9 +228,12 @@ def reconstruct(
     NAME is the file's stem; if that belongs to another input or to a file of the user's, the stem with the ending (digit-csv).
     .npz holds `sdf` (R, R) float32 at the coordinates `x` (R,) and `y` (R,): sdf[i, j] is the distance at (x[j], y[i]).
     y_up: the y axis of points and samples points up; y of images always points down. A prior knows shapes as they look in an image.
-    Raises InputError for data that cannot be used and where the fit shows no surface; nothing is written then.
+    steps, refine: of the fit, as in `Prior.adapt`.
+    Raises InputError for data that cannot be used and where the fit shows no surface, UsageError for a request that cannot be; nothing is written
+    then.
     """
     path, out = Path(path), Path(out)
+    prior.check_refine(refine)
     if not 8 <= resolution <= 4096:
         raise UsageError("the resolution must lie between 8 and 4096", where=f"resolution={resolution}", fix="use 128")
     if steps is not None and steps < 1:
@@ -249,7 +252,7 @@ def reconstruct(
         if sdf.params[0].weight.is_cuda:
             torch.cuda.synchronize(sdf.params[0].weight.device)
         milliseconds = (time.perf_counter() - start) * 1e3
-        values, lines, closed = _sample(sdf, resolution)
+        values, lines, closed = _sample(sdf, resolution, after=said_steps(len(sdf.path) - 1, refine))
     residual = sdf(context.x)
     notes = context.notes
     if len(context.x) > MAX_CONTEXT:
@@ -294,17 +297,16 @@ def reconstruct_many(
     return each(paths, one, say=say)
 
 
-def _sample(sdf: SDF, resolution: int) -> tuple[Array, list[Array], bool]:
+def _sample(sdf: SDF, resolution: int, *, after: str) -> tuple[Array, list[Array], bool]:
     """The field on the centres of R x R cells of its square (R, R), its zero level as closed lines (user's units, y down), and whether it
     stays inside the square. Raises InputError where there is none."""
     values = sdf(sdf.frame.from_field(pixel_grid(resolution).astype(np.float64))).reshape(resolution, resolution)
-    steps = f"{len(sdf.path) - 1} steps"
     if not np.isfinite(values).all():
-        raise InputError(f"the fit diverged: the field is not finite after {steps}",
+        raise InputError(f"the fit diverged: the field is not finite after {after}",
                          cause="observations unlike the shapes of the prior, or too many steps",
                          fix="use fewer steps, or another prior")  # fmt: skip
     if (values > 0).all() or (values <= 0).all():
-        raise InputError(f"the fitted field has no zero level after {steps}: it is {'outside' if values.flat[0] > 0 else 'inside'} everywhere",
+        raise InputError(f"the fitted field has no zero level after {after}: it is {'outside' if values.flat[0] > 0 else 'inside'} everywhere",
                          cause="observations unlike the shapes of the prior (upside down? then y_up), or too few of them",
                          fix="try --y-up, more points, another prior or another number of steps")  # fmt: skip
     border = np.concatenate((values[0], values[-1], values[:, 0], values[:, -1]))

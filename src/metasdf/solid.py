@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
 DRAWN = 20_000  # points of the surface of a mesh
-CAUSES = "another kind of shape, another axis up (--up) or heading (--align), stray points (--outliers drop), or few points"
+CAUSES = ("another kind of shape, another axis up (--up) or heading (--align), normals that point inwards, stray points (--outliers drop), or few "
+          "points")  # fmt: skip
 SINGLE = (".stl", ".glb")  # mesh files in single precision
 
 
@@ -99,10 +100,9 @@ def fit_scan(
     with the observations is kept, and refined as `Prior.adapt` says. Raises InputError, UsageError.
     """
     path = Path(path)
+    prior.check_refine(refine)
     with naming(path):
         scan = read_scan(path, columns=columns, outliers=outliers)
-        if prior.needs_normals:
-            scan = outwards(scan)
         rng = np.random.default_rng(seed)
         surface = surface_of(scan, DRAWN, rng=rng)
         framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
@@ -110,9 +110,9 @@ def fit_scan(
         started = time.perf_counter()
         known = observations(scan, surface, prior, poses[0], rng=rng)
         given = known.rows(slice(prior.experiment.n_test))
-        sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps)
+        sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps, refine=refine if turns == 1 else 0)
         best = int(np.argmin([misfit(sdf, given) for sdf in sdfs]))
-        if refine:
+        if refine and turns > 1:
             sdfs[best] = prior.fit([_seen(poses[best], given)], steps=steps, refine=refine)[0]
         ms = (time.perf_counter() - started) * 1e3
         odd = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES)
@@ -123,7 +123,7 @@ def reconstruct_scan(
     path: str | Path, prior: Prior, target: str | Path, *, resolution: int = 128, steps: int | None = None, refine: int = 0, seed: int = 0,
     up: Up = "y", turns: int = 1, columns: str | None = None, outliers: Outliers = "keep", faces: float | None = None,
 ) -> Reconstruction:  # fmt: skip
-    """Fit the prior to a scan (see `fit_scan`), and write its surface to `target` and what was done to a .json beside it.
+    """Fit the prior to a scan (see `fit_scan`, also for `refine`), and write its surface to `target` and what was done to a .json beside it.
 
     faces: the mesh is simplified to so many, or to that share of its own, below 1 (see `geometry.simplify`).
     Raises InputError, EmptySurfaceError, UsageError; nothing is written then.
@@ -179,24 +179,17 @@ def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: 
     return Points(chosen[:, :3], chosen[:, 3])
 
 
-def outwards(scan: Scan) -> Scan:
-    """The same, its normals turned round where on the whole they point inwards: through a closed surface the flux of x is three times its volume."""
-    if scan.normals is None or ((scan.x - scan.x.mean(0)) * scan.normals).sum() >= 0:
-        return scan
-    note = "on the whole the normals point inwards: all were turned round"
-    return scan._replace(normals=-scan.normals, notes=(*scan.notes, note))
-
-
 def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Points:
     """Up to n points with normals as observations of the distance (`tasks.moved`), in the scan's units and axes."""
     if scan.mesh is not None:
         points, normals, _ = surface_points(_mesh_sdf(scan.mesh, pose).surface, n, rng=rng)
         x, s = moved(rng, points, normals)
         return Points(pose.from_field(x), s[:, 0] / pose.frame.scale)
-    if scan.normals is None:
-        raise InputError(f"the prior {prior.name} learns from points with normals, and there are none",
-                         cause="a scan without columns nx, ny, nz, or some of them missing",
-                         fix=f"use a {'dense' if scan.s is not None else 'level-set'} prior; or give normals, or a mesh")  # fmt: skip
+    if scan.normals is None or scan.s is not None:  # samples with distances are not on the surface, whatever else they have
+        there = "no normals" if scan.s is None else "signed distances"
+        raise InputError(f"the prior {prior.name} learns from surface points with normals, the scan has {there}",
+                         cause="columns nx, ny, nz that are missing, or not all unit vectors" if scan.s is None else "samples around the surface",
+                         fix=f"use a {'level-set' if scan.s is None else 'dense'} prior; or give points with normals, or a mesh")  # fmt: skip
     chosen = _some(np.column_stack((scan.x, scan.normals)), n // 2, rng)
     x, s = moved(rng, chosen[:, :3], chosen[:, 3:], unit=1.0 / pose.frame.scale)
     return Points(x, s[:, 0])

@@ -55,10 +55,12 @@ def evaluate_surfaces(
     """Chamfer, F-score, normals, IoU and wrong signs of every shape of a split, ready for JSON. The context is drawn as in evaluation.
 
     best_of: that many reconstructions of each shape, with contexts of their own, the best by chamfer counts (supplement 3.2.6: two).
-    A shape without a surface is a failure, named, and in no mean. Raises UsageError for a data set that is not of 3D shapes, or an empty split.
+    steps, refine: of each fit, as in `Prior.adapt`. A shape without a surface is a failure, named, and in no mean.
+    Raises UsageError for a data set that is not of 3D shapes, an empty split, or `refine` from bare points.
     """
     _check_meshes(store)
     check_dim(store, prior.dim, whose=prior.name)
+    prior.check_refine(refine)
     device = device or torch.device("cpu")
     e, category = prior.experiment, category or prior.experiment.category
     prior.to(device)

@@ -88,7 +88,8 @@ INWARDS, OUTWARDS = 0.02, 0.08  # field units: how far a point with a normal is 
 
 def moved(rng: np.random.Generator, points: np.ndarray, normals: np.ndarray, *, unit: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Points with normals (N, d) as observations of the distance: each goes along its normal, by anything between -INWARDS and OUTWARDS, and that
-    way (N, 1) is its signed distance, if nothing else of the shape is nearer. unit: the length of a field unit in that of the points."""
+    way (N, 1) is its signed distance, if nothing else of the shape is nearer; behind a sheet, which has no inside, it is not.
+    unit: the length of a field unit in that of the points."""
     s = (unit * rng.uniform(-INWARDS, OUTWARDS, (len(points), 1))).astype(points.dtype)
     return points + s * normals, s
 

@@ -39,11 +39,11 @@ class Scene(NamedTuple):
 
 
 def surfaces(sdf: SDF, *, resolution: int = 64) -> list[Step]:
-    """The surface before the first inner step and after each."""
+    """The surface before the first inner step and after each; and, where the fit was refined, after that."""
     steps = []
-    for j in range(len(sdf.path)):
+    for field in (*(sdf.after(j) for j in range(len(sdf.path))), *([sdf] if sdf.refined else [])):
         try:
-            mesh = sdf.after(j).extract(resolution=resolution).mesh
+            mesh = field.extract(resolution=resolution).mesh
             steps.append(Step(mesh, f"{len(mesh.faces):,} faces"))
         except (EmptySurfaceError, InputError) as error:
             steps.append(Step(None, error.what))
@@ -114,7 +114,8 @@ def view(path: str | Path, prior: Prior, *, resolution: int = 64, port: int = 80
     server = viser.ViserServer(host=HOST, port=port, label=f"metasdf: {Path(path).name}", verbose=False)
     try:
         show(server, fit, steps)
-        say(f"http://localhost:{server.get_port()} shows {path} and {len(steps) - 1} steps of {prior.name}; Ctrl-C ends it")
+        refined = ", and what they were refined to" if fit.sdf.refined else ""
+        say(f"http://localhost:{server.get_port()} shows {path} and {len(fit.sdf.path) - 1} steps of {prior.name}{refined}; Ctrl-C ends it")
         threading.Event().wait()
     except KeyboardInterrupt:
         say("")

@@ -196,7 +196,7 @@ def _say_errors(result: dict[str, Any]) -> None:
     split, runs = result["split"], result["runs"]
     context = result["context"]
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
-               f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''} (field units)")  # fmt: skip
+               f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''}{_said_refine(result)} (field units)")
     stepwise, found = result["after_step"], result["metrics"]
     click.echo("step          MSE          MAE  wrong sign %")
     for step, row in enumerate(zip(*(stepwise[name] for name in ("mse", "mae", "misclassified")), strict=True) if stepwise else ()):
@@ -215,7 +215,7 @@ def _say_surfaces(result: dict[str, Any]) -> None:
     best = f", the better of {result['best_of']} by chamfer" if result["best_of"] > 1 else ""
     click.echo(f"{result['prior']} on {result['data']['source']}, split {result['split']}, {result['category'] or 'all'}: "
                f"{result['context']['rule']} context of {result['context']['points']:,} points, "
-               f"n {result['n']:,}, failed {result['failed']:,}{best}")  # fmt: skip
+               f"n {result['n']:,}, failed {result['failed']:,}{_said_refine(result)}{best}")  # fmt: skip
     click.echo("                            mean       median          std    n")
     for name, row in result["metrics"].items():
         if row is not None:
@@ -224,6 +224,10 @@ def _say_surfaces(result: dict[str, Any]) -> None:
         click.echo(f"failed: {failure['name']}: {failure['reason']}")
     if result["fit_ms"] is not None:
         click.echo(f"fit {result['fit_ms']:.0f} ms, mesh {result['mesh_ms']:.0f} ms at {result['resolution']} points a side (medians)")
+
+
+def _said_refine(result: dict[str, Any]) -> str:
+    return f", refined by {result['refine']} steps of Adam" if result["refine"] else ""
 
 
 def _say_extra_steps(prior: Any, steps: int | None) -> None:
@@ -270,6 +274,7 @@ def reconstruct(
 
     loaded = load(prior).to(pick_device(device))
     _say_extra_steps(loaded, steps)
+    loaded.check_refine(refine)
     if loaded.dim == 3:
         from metasdf.solid import reconstruct_scans
 
@@ -291,13 +296,14 @@ def reconstruct(
 @click.option("-m", "--prior", required=True, shell_complete=_prior_names, help="Prior of 3D shapes: a shipped name, a file or a run folder.")
 @click.option("--resolution", type=click.IntRange(8, 1024), default=64, show_default=True, help="Grid points along a side of each mesh.")
 @click.option("--steps", type=click.IntRange(1), help="Inner steps; beyond the trained ones the rates of the last one repeat.")
+@refine_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice among many observations.")
 @scan_options
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Of this machine; the next free one where it is taken.")
 @device_option
 def view(
-    scan: Path, prior: str, resolution: int, steps: int | None, seed: int, up: Any, turns: int, columns: str | None, outliers: Any, port: int,
-    device: str,
+    scan: Path, prior: str, resolution: int, steps: int | None, refine: int, seed: int, up: Any, turns: int, columns: str | None, outliers: Any,
+    port: int, device: str,
 ) -> None:  # fmt: skip
     """Show a scan and its reconstruction after each inner step in the browser, until Ctrl-C (extra: metasdf[view]).
 
@@ -313,8 +319,8 @@ def view(
     _say_extra_steps(loaded, steps)
     if loaded.dim != 3:
         raise UsageError(f"3D scans are shown, {loaded.name} is a prior of 2D shapes", fix="metasdf reconstruct draws those; or use a 3D prior")
-    show(scan, loaded, resolution=resolution, port=port, say=click.echo, steps=steps, seed=seed, up=up, turns=turns, columns=columns,
-         outliers=outliers)  # fmt: skip
+    show(scan, loaded, resolution=resolution, port=port, say=click.echo, steps=steps, refine=refine, seed=seed, up=up, turns=turns,
+         columns=columns, outliers=outliers)  # fmt: skip
 
 
 @cli.command()

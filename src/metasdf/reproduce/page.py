@@ -164,15 +164,16 @@ DEPARTURES = """\
   loss, averaged weights, bfloat16 products where they are faster, fewer shapes and points a step, larger and decaying learning rates
   (docs/method.md).
 - MetaSDF is trained from scratch in that budget here; the shipped priors, trained for hours, are in README.md.
-- n: shapes that a cell is tested on, spread evenly over the test split. Auto-decoders, which take hundreds of Adam steps for each, 1,000 at most.
+- n: shapes that a cell is tested on, spread evenly over the test split. Auto-decoders and refined fits, tens to hundreds of Adam steps for each,
+  1,000 at most.
   Preset `cpu`: they train on 4,000 shapes drawn by the seed (hypernetworks, whose steps take longer, 1,500), 16 a step, and each step of a fit
   sees 256 points of the context; a fit makes 800 steps (hypernetworks 400, at twice the learning rate).
 - The auto-decoder of the level-set column is the one of the dense column: training sees no context. Only what its codes are fitted to differs.
 - Codes: Adam counts the visits of each shape by itself, and codes that a step does not see stay (with a shared count, rare visits would hardly
   move them). Sizes that are not published (256 numbers of code; how set encoders count layers) are in docs/method.md.
 - Rotation: angles uniform in [0, 360), the range is not published.
-- MetaSDF, then 40 steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md); an auto-decoder's fit
-  takes 400 to 800 such steps, on a code. Measured once, on as many digits as the auto-decoder with concatenation.
+- MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md); an auto-decoder's fit
+  takes 400 to 800 such steps, on a code.
 """
 SURFACE_DEPARTURES = """\
 - **Not ShapeNet**: the data sets are named below each table. Published numbers are there for orientation, and no ratio to them is taken; what can be
@@ -187,6 +188,7 @@ SURFACE_DEPARTURES = """\
 - Points with normals are not in the paper. Screened Poisson, the classical way from these to a surface, is MeshLab's, octree depth 8, without any
   training; its signs are those of its mesh. MetaSDF takes each point, moved along its normal by up to 0.02 inwards or 0.08 outwards, for a signed
   distance.
+- MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md).
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
 """

@@ -13,15 +13,15 @@ from metasdf.prior import Prior
 from metasdf.tasks import ContextRule
 
 Say = Callable[[str], None]
+REFINED, REFINE = "refined", 40  # MetaSDF's fits refined by so many steps: conditioning.refine
 LABELS = {
     "hyper": "auto-decoder, hypernetwork", "concat": "auto-decoder, concatenation", "cnp4": "conditional neural process, 4 layers",
     "cnp9": "conditional neural process, 9 layers", "deepsdf": "DeepSDF", "pointnet": "PointNet encoder",
-    "poisson": "screened Poisson", "metasdf": "MetaSDF", "refined": "MetaSDF, then 40 steps of Adam",
+    "poisson": "screened Poisson", "metasdf": "MetaSDF", REFINED: f"MetaSDF, then {REFINE} steps of Adam",
 }  # fmt: skip
 
 
 UNTRAINED = "poisson"  # learns nothing
-REFINED, REFINE = "refined", 40  # MetaSDF's fits refined by so many steps: conditioning.refine
 
 
 class Column(NamedTuple):
