@@ -109,7 +109,8 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
     prior, n = ball("oriented"), directions()
     np.savetxt(tmp_path / "in.xyz", np.column_stack((PLACE + 2.0 * n, n)), fmt="%.9f")
     np.savetxt(tmp_path / "bare.xyz", PLACE + 2.0 * n)
-    np.savez(tmp_path / "samples.npz", points=PLACE + 1.9 * n, normals=n, sdf=np.full(len(n), -0.1))
+    s = np.tile((-0.1, 0.1), len(n) // 2)
+    np.savez(tmp_path / "samples.npz", points=PLACE + (2.0 + s[:, None]) * n, normals=n, sdf=s)
     done = reconstruct_scan(tmp_path / "in.xyz", prior, tmp_path / "out.ply", resolution=32)
     assert done.summary.context == 200 and not done.summary.notes
     for file in ("in.xyz", "out.ply"):
