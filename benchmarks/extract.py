@@ -18,11 +18,11 @@ from typing import Any, Literal
 import click
 import torch
 from common import MIB, SIZE, Side, fresh, in_turn, peak_bytes, ratio, set_up, shared_options, summary, table, write
-from scipy.spatial import cKDTree
 
 from metasdf.fields import FieldSpec, initialise
 from metasdf.geometry.frame import identity
 from metasdf.geometry.isosurface import Extraction, extract
+from metasdf.geometry.nearest import kd_tree
 from metasdf.geometry.shapes import torus
 from metasdf.heads import Distance
 from metasdf.prior import SDF
@@ -83,7 +83,7 @@ def measure(field: str, setting: Setting) -> dict[str, Any]:
         sides[method] = {**summary(times[method]), "evaluations": found[method].evaluations, "faces": len(found[method].mesh.faces),
                          "watertight": found[method].watertight, "peak_mib": fresh(peak, field, setting, method) / MIB}  # fmt: skip
     one, other = (found[method].mesh.vertices for method in METHODS)
-    apart = max(cKDTree(a).query(b)[0].max() for a, b in ((one, other), (other, one)))
+    apart = max(kd_tree(a).query(b)[0].max() for a, b in ((one, other), (other, one)))
     return {
         "sides": sides, "fewer_evaluations": found["dense"].evaluations / found["sparse"].evaluations,
         "speedup": ratio(times["dense"], times["sparse"]), "difference": float(apart) * (setting.resolution - 1) / 2,

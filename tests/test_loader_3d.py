@@ -92,6 +92,17 @@ def test_more_than_there_is(store: Store) -> None:
     assert {int(n) for n in torch.unique(batch.context.x[0], dim=0, return_counts=True)[1]} == {2, 3}
 
 
+def test_no_rows_at_the_end_of_a_file(store: Store) -> None:
+    """A dense task reads no surface points; wherever that part begins, also right after the last one."""
+
+    class Last(np.random.Generator):
+        def integers(self, high: int, **how: object) -> int:  # type: ignore[override]
+            return high - 1
+
+    found = MeshShapes(store).part(0, Last(np.random.PCG64(0)), samples=10, points=0, view=False)
+    assert found.x.shape == (10, 3) and found.surface.shape == (0, 3)
+
+
 def test_shapes_without_views(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no depth views"):
         loader(write_spheres(tmp_path / "blind", views=0), "partial").batch(0)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from metasdf.errors import InputError, UsageError
 from metasdf.geometry.frame import Frame
 from metasdf.geometry.mesh import Mesh, bounds, check
+from metasdf.geometry.nearest import kd_tree
 from metasdf.geometry.sampling import DEEPSDF_SPREADS, surface_points
 
 Floats = NDArray[np.float64]
@@ -135,7 +135,7 @@ def compare(
 
 def closeness(truth: NDArray[np.floating], ours: NDArray[np.floating], *, threshold: float, workers: int = 1) -> Closeness:
     """Of points with normals (N, 6) and (M, 6), neither empty, against the nearest of the other side, both ways."""
-    (there, to_ours), (back, to_truth) = (cKDTree(b[:, :3]).query(a[:, :3], workers=workers) for a, b in ((truth, ours), (ours, truth)))
+    (there, to_ours), (back, to_truth) = (kd_tree(b[:, :3]).query(a[:, :3], workers=workers) for a, b in ((truth, ours), (ours, truth)))
     recall, precision = float((there <= threshold).mean()), float((back <= threshold).mean())
     cosines = [(a[:, 3:] * b[nearest, 3:]).sum(1) for a, b, nearest in ((truth, ours, to_ours), (ours, truth, to_truth))]
     known = truth[:, 3:].any() and ours[:, 3:].any()

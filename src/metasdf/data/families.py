@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from metasdf.data.item import opened
 from metasdf.data.store import Store
+from metasdf.geometry.nearest import kd_tree
 
 Floats = NDArray[np.float64]
 NEAR = 0.01  # mean difference of the distances, in field units: half a percent of the cube's side. docs/preparation.md says what it separates
@@ -46,7 +46,7 @@ def descriptors(files: Sequence[Path]) -> Floats:
             rows = shape.get_slice("surface")
             n = min(POINTS, rows.get_shape()[0])
             if n:
-                row[:] = cKDTree(rows[:n, :3]).query(probes)[0]
+                row[:] = kd_tree(rows[:n, :3]).query(probes)[0]
     return found
 
 

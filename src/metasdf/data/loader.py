@@ -104,7 +104,12 @@ def _run(rng: np.random.Generator, rows: Any, among: int, n: int) -> NDArray[np.
     """n rows in a row, of the first `among`; all of these where they are fewer."""
     n = min(n, among)
     start = int(rng.integers(among - n + 1))
-    return rows[start : start + n]
+    return _rows(rows, start, start + n)
+
+
+def _rows(rows: Any, start: int, stop: int) -> NDArray[np.float32]:
+    """For safetensors no rows at the very end are out of bounds."""
+    return rows[start:stop] if stop > start else np.zeros((0, int(rows.get_shape()[1])), np.float32)
 
 
 def _view(rng: np.random.Generator, file: Any) -> NDArray[np.float32]:
@@ -112,7 +117,7 @@ def _view(rng: np.random.Generator, file: Any) -> NDArray[np.float32]:
     if len(offsets) < 2:
         raise ValueError("the shape has no depth views")
     k = int(rng.integers(len(offsets) - 1))
-    return file.get_slice("views")[int(offsets[k]) : int(offsets[k + 1])]
+    return _rows(file.get_slice("views"), int(offsets[k]), int(offsets[k + 1]))
 
 
 def shapes_of(store: Store) -> Shapes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+
+from metasdf.geometry.nearest import kd_tree
 
 Floats = NDArray[np.float64]
 
@@ -25,11 +26,11 @@ def find_outliers(x: Floats) -> NDArray[np.bool_]:
     x = np.clip(x / np.median(np.abs(x).max(1)), -1e150, 1e150)  # squares of much larger and smaller numbers are none
     drawn = x if len(x) <= _DRAWN else x[np.random.default_rng(0).permutation(len(x))[:_DRAWN]]
     few = min(NEIGHBOURS, len(drawn) - 1)
-    apart = max(FAR * float(np.median(cKDTree(drawn).query(drawn, k=[few + 1])[0])), 1e-100)
+    apart = max(FAR * float(np.median(kd_tree(drawn).query(drawn, k=[few + 1])[0])), 1e-100)
     # Cells of that size hold many points each, so there are few of them, however many points: a tree of all points would take minutes.
     cell = np.clip(np.floor(x / apart), -_CELLS, _CELLS - 1).astype(np.int64) + _CELLS
     key, index, count = np.unique((cell[:, 0] << 42) + (cell[:, 1] << 21) + cell[:, 2], return_inverse=True, return_counts=True)
-    pairs = cKDTree(np.stack((key >> 42, key >> 21 & 0x1FFFFF, key & 0x1FFFFF), 1)).query_pairs(1.0, p=np.inf, output_type="ndarray")
+    pairs = kd_tree(np.stack((key >> 42, key >> 21 & 0x1FFFFF, key & 0x1FFFFF), 1)).query_pairs(1.0, p=np.inf, output_type="ndarray")
     around = count.copy()
     np.add.at(around, pairs[:, 0], count[pairs[:, 1]])
     np.add.at(around, pairs[:, 1], count[pairs[:, 0]])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import Delaunay, QhullError, cKDTree
+from scipy.spatial import Delaunay, QhullError
 
 from metasdf.errors import InputError
+from metasdf.geometry.nearest import kd_tree
 
 MAX_SLOPE = 2.5  # |ds| / |dx| of neighbouring samples; 1 for a true distance, 2 across the edge of a pixel image (supplement 2.2.1)
 PLAUSIBLE = 0.8  # the share of neighbours that must keep to it
@@ -20,7 +21,7 @@ def looks_signed(x: NDArray[np.floating], s: NDArray[np.floating]) -> bool:
     rows = np.unique(np.column_stack((x - x.mean(0), s)), axis=0)  # the same sample twice says nothing
     if len(rows) < 3:
         return True
-    gap, nearest = cKDTree(rows[:, :-1]).query(rows[:, :-1], k=2)
+    gap, nearest = kd_tree(rows[:, :-1]).query(rows[:, :-1], k=2)
     # Of two points at one place either may be listed first: a row's neighbour is the column that is not itself.
     other = np.where(nearest[:, 0] == np.arange(len(rows)), nearest[:, 1], nearest[:, 0])
     change = np.abs(rows[:, -1] - rows[other, -1])
@@ -54,7 +55,7 @@ def crossings(x: NDArray[np.floating], s: NDArray[np.floating]) -> NDArray[np.fl
     order = np.argsort(np.abs(s), kind="stable")
     near = np.concatenate([order[side[order]][:MOST] for side in (s <= 0, s > 0)])
     x, s = x[near], s[near]
-    nearest = cKDTree(x - x.mean(0)).query(x - x.mean(0), k=min(NEIGHBOURS + 1, len(x)))[1]
+    nearest = kd_tree(x - x.mean(0)).query(x - x.mean(0), k=min(NEIGHBOURS + 1, len(x)))[1]
     pairs = np.stack((np.repeat(np.arange(len(x)), nearest.shape[1]), nearest.ravel()))
     a, b = np.unique(np.sort(pairs[:, s[pairs[0]] * s[pairs[1]] < 0], 0), axis=1)
     steep = np.abs(s[a] - s[b]) >= STEEP * np.linalg.norm(x[a] - x[b], axis=1)

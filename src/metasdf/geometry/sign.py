@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from metasdf.errors import UsageError
 from metasdf.geometry.mesh import Mesh, areas, bounds, check, clean, face_normals, weld
 from metasdf.geometry.native import Scene, WindingNumber, chunks, coherent
+from metasdf.geometry.nearest import kd_tree
 from metasdf.geometry.pieces import cut, soup, triangles_of
 from metasdf.geometry.sampling import near_surface
 
@@ -74,7 +74,7 @@ def _close_seams(mesh: Mesh) -> Mesh:
     mesh = weld(mesh)
     n = len(mesh.vertices)
     # The eight nearest, not all: in a mesh of extreme proportions everything may be that near.
-    near = cKDTree(mesh.vertices).query(mesh.vertices, k=8, distance_upper_bound=1e-7 * size_of(mesh))[1]
+    near = kd_tree(mesh.vertices).query(mesh.vertices, k=8, distance_upper_bound=1e-7 * size_of(mesh))[1]
     rows, columns = np.nonzero(near < n)
     cluster = connected_components(coo_matrix((np.ones(len(rows)), (rows, near[rows, columns])), shape=(n, n)), directed=False)[1]
     return Mesh(mesh.vertices, np.unique(cluster, return_index=True)[1][cluster][mesh.faces])
