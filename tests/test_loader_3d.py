@@ -20,7 +20,7 @@ from metasdf.experiments import Experiment, experiment
 from metasdf.heads import Distance
 from metasdf.prior import build_conditioner, load, load_sdf
 from metasdf.surfaces import evaluate_surfaces
-from metasdf.tasks import INWARDS, OUTWARDS
+from metasdf.tasks import OFFSET
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_task_is_of_its_shape(store: Store, rule: str) -> None:
         if rule == "dense":
             assert not {tuple(x) for x in cx.tolist()} & {tuple(x) for x in qx.tolist()}
         elif rule == "oriented":
-            assert -INWARDS <= cy.min() < -INWARDS / 3 and OUTWARDS / 2 < cy.max() <= OUTWARDS
+            assert -OFFSET <= cy.min() < -OFFSET / 2 and OFFSET / 2 < cy.max() <= OFFSET
         else:
             assert not cy.any()
         if rule == "partial":

@@ -23,7 +23,7 @@ from metasdf.geometry.mesh import face_normals
 from metasdf.geometry.pose import Pose
 from metasdf.heads import Distance, DistanceAndSign, Head
 from metasdf.prior import MAX_CONTEXT, SDF, Prior, build_conditioner, load, load_sdf
-from metasdf.tasks import INWARDS, OUTWARDS, Observations
+from metasdf.tasks import OFFSET, Observations
 
 
 def small_prior(rule: Any = "levelset", **inner: Any) -> Prior:
@@ -55,7 +55,7 @@ def test_points_with_normals(monkeypatch: pytest.MonkeyPatch) -> None:
     normals = np.random.default_rng(0).standard_normal((300, 3))
     points = (5.0, 0.0, -3.0) + 2.0 * normals / np.linalg.norm(normals, axis=1, keepdims=True)
     (pose, x, s), seen = prior._observe(points, None, normals, None), prior.adapt(points, normals=normals)
-    assert s is not None and len(x) == 250 and -INWARDS <= s.min() < -INWARDS / 2 and OUTWARDS / 2 < s.max() <= OUTWARDS
+    assert s is not None and len(x) == 250 and -OFFSET <= s.min() < -OFFSET / 2 and OFFSET / 2 < s.max() <= OFFSET
     np.testing.assert_allclose(np.linalg.norm(pose.from_field(x) - (5.0, 0.0, -3.0), axis=1) - 2.0, s / seen.frame.scale, atol=1e-9)
     both = prior.adapt([points, points * 2], normals=[normals, normals])
     np.testing.assert_allclose(both[1](points * 2), 2 * seen(points), atol=1e-4)

@@ -24,7 +24,7 @@ from metasdf.geometry.signed import MeshSDF
 from metasdf.prior import Prior, build_conditioner
 from metasdf.solid import observations, reconstruct_scan
 from metasdf.surfaces import evaluate_surfaces
-from metasdf.tasks import OUTWARDS
+from metasdf.tasks import OFFSET
 
 PLACE = np.array([5e6, -2e5, 30.0])  # as maps have them
 
@@ -117,7 +117,7 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
         scan = read_scan(tmp_path / file)
         pose = pose_of(scan.x)
         x, s = observations(scan, scan.x, prior, pose, rng=np.random.default_rng(0))
-        assert s is not None and len(x) >= 400 and s.max() == pytest.approx(OUTWARDS / pose.frame.scale, rel=0.05) and s.min() < 0
+        assert s is not None and len(x) >= 400 and s.max() == pytest.approx(OFFSET / pose.frame.scale, rel=0.05) and s.min() < 0
         if file == "in.xyz":
             np.testing.assert_allclose(np.linalg.norm(x - PLACE, axis=1) - 2.0, s, atol=1e-6)
         else:

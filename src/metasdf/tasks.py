@@ -83,14 +83,14 @@ def levelset(rng: np.random.Generator, shape: ShapeSamples, *, n_context: int, n
     return Draw(points, np.zeros((n_context, 1), points.dtype), shape.x[q], shape.s[q])
 
 
-INWARDS, OUTWARDS = 0.02, 0.08  # field units: how far a point with a normal is moved at most; parts of shapes are thin, and gaps seldom narrow
+OFFSET = 0.02  # field units: how far a point with a normal is moved at most; as far inwards as outwards, or thin parts would count for little
 
 
 def moved(rng: np.random.Generator, points: np.ndarray, normals: np.ndarray, *, unit: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Points with normals (N, d) as observations of the distance: each goes along its normal, by anything between -INWARDS and OUTWARDS, and that
+    """Points with normals (N, d) as observations of the distance: each goes along its normal, by anything up to OFFSET to either side, and that
     way (N, 1) is its signed distance, if nothing else of the shape is nearer; behind a sheet, which has no inside, it is not.
     unit: the length of a field unit in that of the points."""
-    s = (unit * rng.uniform(-INWARDS, OUTWARDS, (len(points), 1))).astype(points.dtype)
+    s = (unit * rng.uniform(-OFFSET, OFFSET, (len(points), 1))).astype(points.dtype)
     return points + s * normals, s
 
 

@@ -188,8 +188,7 @@ SURFACE_DEPARTURES = """\
   PointNet five layers of 128 ReLUs that see three Fourier frequencies, DeepSDF five of 256), fewer points and shapes a step, cosine decay, averaged
   weights; Muon, and shapes reflected at their plane of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
 - Points with normals are not in the paper. Screened Poisson, the classical way from these to a surface, is MeshLab's, octree depth 8, without any
-  training; its signs are those of its mesh. MetaSDF takes each point, moved along its normal by up to 0.02 inwards or 0.08 outwards, for a signed
-  distance.
+  training; its signs are those of its mesh. MetaSDF takes each point, moved along its normal by up to 0.02 to either side, for a signed distance.
 - MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md).
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
