@@ -165,5 +165,11 @@ def test_data_never_becomes_code(path: Path) -> None:
     assert list(unsafe(ast.parse(path.read_text(encoding="utf-8")))) == []
 
 
+def test_trees_are_those_that_bear_flushed_denormals() -> None:
+    """`geometry.nearest` says why; the same search elsewhere is a crash that no other test would see."""
+    found = {str(path.relative_to(PACKAGE)) for path in SOURCES if re.search(r"\bc?KDTree\b", path.read_text(encoding="utf-8"))}
+    assert found == {"geometry/nearest.py"}
+
+
 def test_the_package_says_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()

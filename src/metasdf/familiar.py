@@ -62,7 +62,8 @@ def usual(prior: Prior, store: Store, rows: NDArray[np.int64], *, seed: int = 0)
             order = rng.permutation(len(shape.x if dense else shape.surface))[: 2 * e.n_test]
             if dense:
                 known.append(Points(shape.x[order], shape.s[order, 0]))
-            elif e.context == "oriented" and shape.normals is not None:
+            elif prior.needs_normals:
+                assert shape.normals is not None  # training had them
                 x, s = moved(rng, shape.surface[order], shape.normals[order])
                 known.append(Points(x, s[:, 0]))
             else:
