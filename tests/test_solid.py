@@ -127,6 +127,17 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
             reconstruct_scan(tmp_path / file, prior, tmp_path / "none.ply")
 
 
+@pytest.mark.parametrize(("rule", "category", "normals", "told"), [
+    ("levelset", "tables", True, True), ("levelset", "tables", False, False), ("levelset", None, True, False), ("oriented", "tables", True, False),
+])  # fmt: skip
+def test_normals_that_the_prior_does_not_use(tmp_path: Path, rule: str, category: str | None, normals: bool, told: bool) -> None:
+    known, n = ball(rule), directions()
+    prior = Prior(replace(known.experiment, category=category), known.conditioner).eval()
+    np.savetxt(tmp_path / "in.xyz", np.column_stack((2.0 * n, n)) if normals else 2.0 * n, fmt="%.9f")
+    notes = reconstruct_scan(tmp_path / "in.xyz", prior, tmp_path / "out.ply", resolution=16).summary.notes
+    assert ["-m tables-oriented --refine" in note for note in notes] == [True] * told
+
+
 @pytest.mark.parametrize("turns", [1, 4])
 def test_refined_fits_follow_the_scan(tmp_path: Path, turns: int) -> None:
     """An ellipsoid, from a field that starts as a ball and whose steps hardly move."""

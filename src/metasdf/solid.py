@@ -23,7 +23,7 @@ from metasdf.geometry.sampling import sdf_samples, surface_points
 from metasdf.geometry.scan import Outliers, Residual, Scan, read_scan, residual, surface_of
 from metasdf.geometry.simplify import simplify
 from metasdf.inputs import Failure, each, earlier_input, free_name, naming, said_steps
-from metasdf.prior import SDF, Observed, Prior
+from metasdf.prior import SDF, Observed, Prior, shipped
 from metasdf.tasks import moved
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def fit_scan(
         if refine and turns > 1:
             sdfs[best] = prior.fit([_seen(poses[best], given)], steps=steps, refine=refine)[0]
         ms = (time.perf_counter() - started) * 1e3
-        odd = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES)
-    return Fit(scan, surface, sdfs[best], len(given.x), best * 360.0 / turns, ms, (*scan.notes, odd) if odd else scan.notes)
+        said = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES), _unused_normals(scan, prior)
+    return Fit(scan, surface, sdfs[best], len(given.x), best * 360.0 / turns, ms, (*scan.notes, *filter(None, said)))
 
 
 def reconstruct_scan(
@@ -193,6 +193,15 @@ def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, rng: np.ran
     chosen = _some(np.column_stack((scan.x, scan.normals)), n // 2, rng)
     x, s = moved(rng, chosen[:, :3], chosen[:, 3:], unit=1.0 / pose.frame.scale)
     return Points(x, s[:, 0])
+
+
+def _unused_normals(scan: Scan, prior: Prior) -> str | None:
+    """That a shipped prior of the same shapes would use the scan's normals."""
+    if scan.normals is None or scan.s is not None or prior.experiment.context != "levelset":
+        return None
+    if (other := f"{prior.experiment.category}-oriented") not in shipped():
+        return None
+    return f"the scan has normals, which {prior.name} does not use: -m {other} --refine 40 does, and follows them closer"
 
 
 def _mesh_sdf(mesh: Mesh, pose: Pose) -> MeshSDF:
