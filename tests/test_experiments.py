@@ -98,7 +98,7 @@ def test_deepsdf_starts_within_its_clamp(preset: str) -> None:
     x = torch.rand(8, 200, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         out = field(model.decoder(model.codes), x, model.spec)
-    assert e.clamp == 0.1 and (out.abs() < e.clamp).float().mean() > 0.99 and out.std() > 1e-4
+    assert e.clamp == 0.1 and (out.abs() < e.clamp).float().mean() > 0.9 and out.std() > 1e-4
 
 
 @every_2d
