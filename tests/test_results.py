@@ -95,3 +95,16 @@ def recipe_row(file: Path) -> str:
 @pytest.mark.parametrize("name", sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.json")))
 def test_the_docs_quote_the_recipes(name: str) -> None:
     assert recipe_row(RECIPES / name) in (REPOSITORY / "docs" / "performance.md").read_text()
+
+
+TRIALS = REPOSITORY / "results" / "trials"
+
+
+@pytest.mark.parametrize("file", sorted(TRIALS.glob("*.json")), ids=lambda file: file.stem)
+def test_the_docs_quote_the_trials(file: Path) -> None:
+    r = json.loads(file.read_text())
+    chamfer, iou, wrong = (r["metrics"][name] for name in ("chamfer_field", "iou", "misclassified"))
+    changes = ", ".join(f"`{change}`" for change in r["set"]) or "-"
+    row = (f"| {r['trial']} | {changes} | {r['training']['steps']:,} | {chamfer['mean'] * 1e3:.3g} / {chamfer['median'] * 1e3:.3g} | {iou['mean']:.3g} / "
+           f"{iou['median']:.3g} | {wrong['mean']:.3g} | {r['fit_ms']:.0f} | {r['failed']} |")  # fmt: skip
+    assert r["trial"] == file.stem and row in (REPOSITORY / "docs" / "performance.md").read_text()
