@@ -105,6 +105,6 @@ def test_the_docs_quote_the_trials(file: Path) -> None:
     r = json.loads(file.read_text())
     chamfer, iou, wrong = (r["metrics"][name] for name in ("chamfer_field", "iou", "misclassified"))
     changes = ", ".join(f"`{change}`" for change in r["set"]) or "-"
-    row = (f"| {r['trial']} | {changes} | {r['training']['steps']:,} | {chamfer['mean'] * 1e3:.3g} / {chamfer['median'] * 1e3:.3g} | {iou['mean']:.3g} / "
-           f"{iou['median']:.3g} | {wrong['mean']:.3g} | {r['fit_ms']:.0f} | {r['failed']} |")  # fmt: skip
+    row = (f"| {r['trial']} | {changes} | {r['training']['steps']:,} | {chamfer['mean'] * 1e3:.3g} / {chamfer['median'] * 1e3:.3g} | "
+           f"{iou['mean']:.3g} / {iou['median']:.3g} | {wrong['mean']:.3g} | {r['fit_ms']:.0f} | {r['failed']} |")  # fmt: skip
     assert r["trial"] == file.stem and row in (REPOSITORY / "docs" / "performance.md").read_text()

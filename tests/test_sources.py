@@ -179,6 +179,16 @@ def test_gltf_in_a_zip_finds_its_buffer_there(tmp_path: Path) -> None:
                 read_source(source)
 
 
+@pytest.mark.parametrize(("members", "found"), [
+    (("shapes/tables/a.obj", "shapes/chairs/b.obj"), {"tables/a": "tables", "chairs/b": "chairs"}),
+    (("tables/a.obj", "tables/b.obj"), {"tables/a": "tables", "tables/b": "tables"}),
+    (("tables/a.obj", "tables/old/b.obj"), {"tables/a": "tables", "tables/old/b": "tables"}),
+    (("03001627/c/models/model_normalized.obj",), {"03001627/c": "03001627"}),
+])  # fmt: skip
+def test_a_zip_of_one_folder_of_folders_stands_for_it(tmp_path: Path, members: tuple[str, ...], found: dict[str, str]) -> None:
+    assert names(find_meshes(make_zip(tmp_path / "a.zip", *members))) == found
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_shapenet(tmp_path: Path, zipped: bool) -> None:
     files = ["02691156/abc/models/model_normalized.obj", "02691156/abc/model.obj", "02691156/def/model.obj",

@@ -63,22 +63,23 @@ def find_meshes(path: str | Path) -> Found:
 
     A mesh is called by its path below `path` without suffixes, unless two would have one name: those keep theirs. Its category is the first
     folder. In ShapeNetCore's layout (`<synset>/<id>/models/model_normalized.obj` or `<synset>/<id>/model.obj`) the name is `<synset>/<id>`,
-    the category is the synset, and a shape that is there in both versions counts once.
+    the category is the synset, and a shape that is there in both versions counts once. A zip of one folder of folders stands for that folder.
 
     Raises UsageError if there is nothing at `path`, InputError if no mesh is found.
     """
     path = Path(path).absolute()  # other processes may have another working folder
     dropped: list[tuple[str, str]] = []
+    root = path.resolve().stem if path.suffix.lower() in ZIP_SUFFIXES else path.resolve().name
     if path.is_dir():
         candidates = list(_in_folder(path, dropped))
     elif path.is_file() and path.suffix.lower() in ZIP_SUFFIXES:
-        candidates = list(_in_zip(path, (), dropped))
+        candidates, root = _within(list(_in_zip(path, (), dropped)), root)
     elif path.is_file() and path.suffix.lower() in MESH_SUFFIXES:
         candidates = [_Candidate((path.name,), path, None)]
     else:
         raise UsageError("There are no meshes there", where=path, cause="a wrong path" if not path.exists() else "neither a mesh nor a zip of them",
                          fix=f"pass a folder, a .zip, or a file that ends in {', '.join(MESH_SUFFIXES)}")  # fmt: skip
-    sources = sorted(_named(candidates, path.resolve().stem if path.suffix.lower() in ZIP_SUFFIXES else path.resolve().name))
+    sources = sorted(_named(candidates, root))
     if not sources:
         raise InputError("No mesh is found", where=path, cause=f"{dropped[0][0]}: {dropped[0][1]}" if dropped else "no file of a known kind",
                          fix=f"pass a folder that holds {', '.join(MESH_SUFFIXES)} or zips of them, at any depth")  # fmt: skip
@@ -195,6 +196,14 @@ def _in_zip(path: Path, parts: tuple[str, ...], dropped: list[tuple[str, str]]) 
             continue
         seen.add(inner)
         yield _Candidate((*parts, *inner.parts), path, name)
+
+
+def _within(candidates: list[_Candidate], root: str) -> tuple[list[_Candidate], str]:
+    """The same as seen from the one folder that all folders lie in, if there is one, and its name: people zip `shapes`, not what is in it."""
+    tops = {candidate.parts[0] for candidate in candidates}
+    if len(tops) != 1 or any(len(candidate.parts) < 3 for candidate in candidates):
+        return candidates, root
+    return [candidate._replace(parts=candidate.parts[1:]) for candidate in candidates], tops.pop()
 
 
 def _refusal(info: zipfile.ZipInfo, inner: PurePosixPath, repeated: bool) -> str:
