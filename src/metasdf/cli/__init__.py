@@ -198,7 +198,7 @@ def _say_errors(result: dict[str, Any]) -> None:
     click.echo(f"{result['prior']} on {result['data']['source']}, split {split}: {context['rule']} context of {context['points']} points, "
                f"n {result['n']:,}, failed {result['failed']:,}, {runs} run{'s' if runs > 1 else ''}{_said_refine(result)} (field units)")
     stepwise, found = result["after_step"], result["metrics"]
-    click.echo("step          MSE          MAE  wrong sign %")
+    click.echo(f"{'step' if stepwise else '':4s}          MSE          MAE  wrong sign %")
     for step, row in enumerate(zip(*(stepwise[name] for name in ("mse", "mae", "misclassified")), strict=True) if stepwise else ()):
         click.echo(f"{step:4d} {row[0]:12.4g} {row[1]:12.4g} {row[2]:13.3f}")
     if stepwise is None or stepwise["n"] < result["n"] or runs > 1:
