@@ -23,7 +23,7 @@ from metasdf.data.shape import PICTURE
 from metasdf.data.store import Store
 from metasdf.errors import InputError, UsageError
 from metasdf.experiments import Experiment, experiment
-from metasdf.figures3d import MARKS, draw
+from metasdf.figures3d import MARKS, REFINES, draw
 from metasdf.geometry.io import write_mesh
 from metasdf.metrics import Convention
 from metasdf.reproduce import solids, tables
@@ -121,9 +121,10 @@ def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (starts[:PICTURE, :PICTURE] < 250).mean() > 0.1  # a ball
     found = json.loads((tmp_path / "tables-dense-convergence.json").read_text())
     assert found["metasdf"]["iterations"] == [0, 1, 2] and found["deepsdf"]["iterations"] == [j for j in MARKS if j <= 5]
-    for method in ("metasdf", "deepsdf"):
+    assert found[REFINED]["iterations"] == [2, *(2 + steps for steps in REFINES)]
+    for method in ("metasdf", REFINED, "deepsdf"):
         seconds, wrong = found[method]["seconds"], found[method]["misclassified"]
-        assert seconds[0] == 0 < seconds[1] and len(seconds) == len(wrong) == len(found[method]["iterations"])
+        assert (seconds[0] == 0) == (method != REFINED) and seconds[1] > 0 and len(seconds) == len(wrong) == len(found[method]["iterations"])
         measured = [row["misclassified"] for row in result(filled, f"tables-dense-{method}")["shapes"]]
         assert wrong[-1] == pytest.approx(np.mean(measured), abs=8)  # the better of two contexts there, one here
     with pytest.raises(UsageError, match="no cell of tables 3 and 4 is filled"):

@@ -40,7 +40,8 @@ from metasdf.tasks import Observations
 
 WHOLE = Frame((0.0, 0.0, 0.0), 1.0)  # field units are shown
 MARKS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800)  # iterations of long fits at which they are judged
-COLOURS = {"metasdf": "#b2182b", "deepsdf": "#2166ac"}
+REFINES = (5, 10, 20, 30, 40)  # steps of Adam after the inner ones
+COLOURS = {"metasdf": "#b2182b", REFINED: "#ef8a62", "deepsdf": "#2166ac"}
 BLANK = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
 
 
@@ -83,9 +84,10 @@ def draw(plan: Plan, *, out: Path, numbers: Path, only: Sequence[str] = (), shap
     for name, methods in columns.items():
         column = methods[0].cell.asks
         _write(out / f"{name}.png", show.png(side_by_side(methods, plan, shapes=shapes)), say)
-        fitters = [each for each in methods if isinstance(each, Fitter) and each.cell.method != REFINED]
+        trained = [each for each in methods if isinstance(each, Fitter)]
+        fitters = [each for each in trained if each.cell.method != REFINED]
         if column.context == "dense" and len(fitters) > 1:
-            courses = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in fitters}
+            courses = {fitter.cell.method: convergence(fitter, shapes=shapes) for fitter in trained}
             about = {"column": column.title, "definition": DEFINITION, "commit": commit(), "hardware": hardware(plan.device)}
             write_json(numbers / f"{name}-convergence.json", about | courses)
             _write(out / f"{name}-convergence.png", png(figure_convergence(courses)), say)
@@ -125,9 +127,19 @@ class Moment(NamedTuple):
 
 
 @torch.no_grad()
-def course(prior: Prior, context: Observations) -> Iterator[Moment]:
-    """A fit from its start: MetaSDF after every inner step, each a fit of its own by the clock; an auto-decoder at MARKS, judging not counted."""
+def course(prior: Prior, context: Observations, *, refined: bool = False) -> Iterator[Moment]:
+    """A fit from its start: MetaSDF after every inner step, each a fit of its own by the clock; an auto-decoder at MARKS, judging not counted.
+    refined: from MetaSDF's last step on, after REFINES steps of Adam, each again a fit of its own."""
     model, seconds = prior.conditioner, 0.0
+    if refined:
+        started = time.perf_counter()
+        last = Moment(model.inner_steps or 0, 0.0, model(context))
+        yield (last := last._replace(seconds=time.perf_counter() - started))
+        for steps in REFINES:
+            started = time.perf_counter()
+            params = prior.refine(last.params, context, steps=steps)
+            yield Moment(last.iteration + steps, last.seconds + time.perf_counter() - started, params)
+        return
     if not isinstance(model, AutoDecoder):
         for steps in range((model.inner_steps or 0) + 1):
             started = time.perf_counter()
@@ -146,12 +158,12 @@ DEFINITION = "percent of judged samples whose sign is wrong, and seconds of fitt
 
 def convergence(fitter: Fitter, *, shapes: int) -> dict[str, Any]:
     """Wrong signs and seconds after iterations: {"iterations": [], "seconds": [], "misclassified": []}."""
-    rows, found = _rows(fitter.data, shapes), []
-    next(course(fitter.prior, _context(fitter, rows[0])))  # warms up
+    rows, found, refined = _rows(fitter.data, shapes), [], fitter.cell.method == REFINED
+    next(course(fitter.prior, _context(fitter, rows[0]), refined=refined))  # warms up
     for row in rows:
         x, s = Loader(fitter.data.store, indices=np.array([row]), rule="dense", n_context=1, n_query=0, batch=1, seed=0).shapes.judged(row)
         found.append([(m.iteration, m.seconds, misclassified(s[:, 0] < 0, _sdf(fitter.prior, m.params).at_field(x) < 0))
-                      for m in course(fitter.prior, _context(fitter, row))])  # fmt: skip
+                      for m in course(fitter.prior, _context(fitter, row), refined=refined)])  # fmt: skip
     iterations, seconds, wrong = np.mean(found, 0).T
     e = fitter.prior.experiment
     return {"experiment": e.name, "preset": e.preset, "context": e.n_test, "n": len(rows), "iterations": iterations.astype(int).tolist(),
@@ -166,7 +178,7 @@ def figure_convergence(found: dict[str, dict[str, Any]]) -> Figure:
         axes = figure.add_subplot(1, 2, number + 1)
         for method, row in found.items():
             axes.plot(row[unit], row["misclassified"], "o-", ms=3, lw=1.2, color=COLOURS.get(method, INK), label=LABELS[method])
-        least = min(row[unit][1] for row in found.values())
+        least = min(at for row in found.values() for at in row[unit] if at)
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.set_ylim(bottom=0)
