@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from metasdf.conditioning import deepsdf
-from metasdf.conditioning.base import Decoder, EncodeDecode
+from metasdf.conditioning.base import Decoder, EncodeDecode, in_turn
 from metasdf.conditioning.codes import AutoDecoder, AutoDecoderConfig
 from metasdf.conditioning.encoders import SetEncoder, SetEncoderConfig
 from metasdf.conditioning.hypernetwork import BiasHypernetwork, BiasHypernetworkConfig, Hypernetwork, HypernetworkConfig
@@ -462,13 +462,13 @@ def test_a_fit_that_sees_a_part_at_a_time() -> None:
     context = generated(model, z)
     config = AutoDecoderConfig(steps=1500, lr=0.1, decay=0.01, prior_weight=0.0, points=5)
     ad = AutoDecoder(model, config, n_tasks=0, head=Vector())
-    n, parts = context.x.shape[-2], ad._parts(context)
+    n, parts = context.x.shape[-2], in_turn(context, 5)
     seen = torch.cat([parts(j).x[0] for j in range(n)])  # n steps of 5 points: each one 5 times
     assert {tuple(row) for row in seen[:n].tolist()} == {tuple(row) for row in context.x[0].tolist()}
     assert len(seen) == 5 * n and torch.equal(seen[:n].sort(0).values, seen[n : 2 * n].sort(0).values)
     assert_close(ad.fit(context), z, tol=1e-6)
     assert torch.equal(ad.fit(context), ad.fit(context))
-    assert ad._parts(alone(context, 0)._replace(x=context.x[0, :5]))(3).x.shape == (5, context.x.shape[-1])
+    assert in_turn(alone(context, 0)._replace(x=context.x[0, :5]), 5)(3).x.shape == (5, context.x.shape[-1])
 
 
 def test_early_stop_holds_one_task_and_ends_with_the_last() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_prior import QUERY, circle, samples, small_prior
 
-from metasdf.conditioning.refine import LR, refine
+from metasdf.conditioning.base import in_turn
+from metasdf.conditioning.refine import rate, refine
 from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec, Layer, Params, field, initialise
 from metasdf.heads import Distance, DistanceAndSign, Head
@@ -27,20 +28,21 @@ def start(spec: FieldSpec, tasks: int = 3) -> tuple[Params, Observations]:
     return (layers[0], *own), Observations(x, x.norm(dim=-1, keepdim=True) - 0.5)
 
 
+@pytest.mark.parametrize("points", [None, 10, 30, 50])
 @pytest.mark.parametrize("head", [DistanceAndSign(), Distance("l1"), Distance("squared")])
-def test_it_is_adam_with_a_cosine(head: Head) -> None:
-    """Each task alone, by autograd and the textbook's Adam (Kingma and Ba 2015, algorithm 1)."""
+def test_it_is_adam_with_a_cosine(head: Head, points: int | None) -> None:
+    """Each task alone, by autograd and the textbook's Adam (Kingma and Ba 2015, algorithm 1), on all points or on those whose turn it is."""
     spec = SPEC if isinstance(head, DistanceAndSign) else FieldSpec(in_dim=2, width=8, hidden_layers=1)
     params, context = start(spec)
-    found = refine(params, context, spec, head.double(), steps=6)
+    found, part = refine(params, context, spec, head.double(), steps=6, points=points), in_turn(context, points)
     for k in range(3):
         theta = [(t[k] if t.dim() > n else t).clone() for layer in params for t, n in zip(layer, (2, 1), strict=True)]
         mean, square = [torch.zeros_like(t) for t in theta], [torch.zeros_like(t) for t in theta]
         for j in range(6):
             leaves = [t.requires_grad_() for t in theta]
             layers = tuple(Layer(w, b) for w, b in zip(leaves[0::2], leaves[1::2], strict=True))
-            grads = torch.autograd.grad(head.loss(field(layers, context.x[k], spec), context.y[k]), leaves)
-            lr = LR * (1 + math.cos(math.pi * j / 6)) / 2
+            grads = torch.autograd.grad(head.loss(field(layers, part(j).x[k], spec), part(j).y[k]), leaves)
+            lr = rate(6) * (1 + math.cos(math.pi * j / 6)) / 2
             for i, g in enumerate(grads):
                 mean[i], square[i] = 0.9 * mean[i] + 0.1 * g, 0.999 * square[i] + 0.001 * g * g
                 theta[i] = (theta[i] - lr * mean[i] / (1 - 0.9 ** (j + 1)) / ((square[i] / (1 - 0.999 ** (j + 1))).sqrt() + 1e-8)).detach()

@@ -80,7 +80,7 @@ def test_cells_from_data_sets_to_json(filled: Plan) -> None:
         assert sorted(own["near_copies"]) == [[f"sphere{k}"] * 2 for k in range(1, 5)] and other["near_copies"] == []
         assert (own["cell"]["trained_on"], other["cell"]["tested_on"]) == ("tables of balls", "benches of balls")
     refined = result(filled, "tables-dense-refined")
-    assert refined["refine"] == refined["request"]["refine"] == 40 and "refine" not in result(filled, "tables-dense-metasdf")["request"]
+    assert refined["refine"] == refined["request"]["refine"] == solids.REFINE and "refine" not in result(filled, "tables-dense-metasdf")["request"]
     path = filled.results / "tables-dense-metasdf.json"
     before, said = path.stat().st_mtime_ns, list[str]()
     with pytest.MonkeyPatch.context() as patch:
@@ -125,8 +125,10 @@ def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for method in ("metasdf", REFINED, "deepsdf"):
         seconds, wrong = found[method]["seconds"], found[method]["misclassified"]
         assert (seconds[0] == 0) == (method != REFINED) and seconds[1] > 0 and len(seconds) == len(wrong) == len(found[method]["iterations"])
+    for method in ("metasdf", "deepsdf"):  # refined so far, the tiny field of this test loses its surface
         measured = [row["misclassified"] for row in result(filled, f"tables-dense-{method}")["shapes"]]
-        assert wrong[-1] == pytest.approx(np.mean(measured), abs=8)  # the better of two contexts there, one here
+        assert found[method]["misclassified"][-1] == pytest.approx(np.mean(measured), abs=8)  # the better of two contexts there, one here
+    assert found[REFINED]["misclassified"][-1] < found["metasdf"]["misclassified"][-1]
     with pytest.raises(UsageError, match="no cell of tables 3 and 4 is filled"):
         draw(filled._replace(results=tmp_path), out=tmp_path, numbers=tmp_path)
 

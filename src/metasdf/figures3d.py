@@ -32,7 +32,7 @@ from metasdf.prior import SDF, Prior
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, MUTED, png
 from metasdf.reproduce import solids
-from metasdf.reproduce.plan import LABELS, REFINE, REFINED, UNTRAINED, Data, Plan, Say
+from metasdf.reproduce.plan import LABELS, REFINED, UNTRAINED, Data, Plan, Say, label
 from metasdf.reproduce.solids import resolution_of
 from metasdf.reproduce.tables import Cell, cells, filled
 from metasdf.surfaces import poisson_mesh
@@ -40,7 +40,7 @@ from metasdf.tasks import Observations
 
 WHOLE = Frame((0.0, 0.0, 0.0), 1.0)  # field units are shown
 MARKS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800)  # iterations of long fits at which they are judged
-REFINES = (5, 10, 20, 30, 40)  # steps of Adam after the inner ones
+REFINES = (25, 50, 100, 150, 200)  # steps of Adam after the inner ones
 COLOURS = {"metasdf": "#b2182b", REFINED: "#ef8a62", "deepsdf": "#2166ac"}
 BLANK = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
 
@@ -103,7 +103,7 @@ def side_by_side(methods: Sequence[Fitter | Classical], plan: Plan, *, shapes: i
         shape = read_shape(store.item(row), "picture")
         truth = shape.arrays["picture"]
         panels.append(Panel(truth if len(truth) else BLANK, str(shape.facts["name"])))
-        panels += [_panel(partial(_surface, each, row, plan), LABELS[each.cell.method]) for each in methods]
+        panels += [_panel(partial(_surface, each, row, plan), label(each.cell.method, each.cell.refine)) for each in methods]
     return _sheet(panels, columns=1 + len(methods))
 
 
@@ -114,7 +114,7 @@ def starts(fitters: Sequence[Fitter], plan: Plan) -> Picture:
         begin = next(course(fitter.prior, _context(fitter, _rows(fitter.data, 1)[0])))
         kind = "zero code" if isinstance(fitter.prior.conditioner, AutoDecoder) else "initialisation"
         mesh = partial(_sdf(fitter.prior, begin.params).mesh, resolution_of(plan))
-        panels.append(_panel(mesh, f"{LABELS[fitter.cell.method]}, {kind}"))
+        panels.append(_panel(mesh, f"{label(fitter.cell.method)}, {kind}"))
     return _sheet(panels, columns=len(panels))
 
 
@@ -213,7 +213,7 @@ def _surface(method: Fitter | Classical, row: int, plan: Plan) -> Mesh:
     context = _context(method, row)
     params = method.prior.conditioner(context)
     if method.cell.method == REFINED:
-        params = method.prior.refine(params, context, steps=REFINE)
+        params = method.prior.refine(params, context, steps=method.cell.refine)
     return _sdf(method.prior, params).mesh(resolution_of(plan))
 
 

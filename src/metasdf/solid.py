@@ -201,7 +201,7 @@ def _unused_normals(scan: Scan, prior: Prior) -> str | None:
         return None
     if (other := f"{prior.experiment.category}-oriented") not in shipped():
         return None
-    return f"the scan has normals, which {prior.name} does not use: -m {other} --refine 40 does, and follows them closer"
+    return f"the scan has normals, which {prior.name} does not use: -m {other} --refine 200 does, and follows them closer"
 
 
 def _mesh_sdf(mesh: Mesh, pose: Pose) -> MeshSDF:

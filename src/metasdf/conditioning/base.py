@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -84,3 +86,18 @@ def refuse_empty(context: Observations) -> None:
     """Raises ValueError for a context without points: its mean is not a number, and no step comes of it."""
     if not context.x.shape[-2]:
         raise ValueError("the context is empty, there is nothing to adapt to")
+
+
+def in_turn(context: Observations, points: int | None) -> Callable[[int], Observations]:
+    """What step j of a fit sees: so many points of the context, other ones each time until all had their turn, in an order that is always the same;
+    all of them where there are no more, or for None."""
+    n = context.x.shape[-2]
+    if points is None or points >= n:
+        return lambda j: context
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(context.x.device)
+
+    def part(j: int) -> Observations:
+        rows = order[torch.arange(j * points, (j + 1) * points, device=order.device) % n]
+        return Observations(context.x[..., rows, :], context.y[..., rows, :])
+
+    return part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metasdf.conditioning.base import Conditioner, Decoder, refuse_empty
+from metasdf.conditioning.base import Conditioner, Decoder, in_turn, refuse_empty
 from metasdf.fields import Params, field
 from metasdf.heads import Distance, Head
 from metasdf.tasks import Observations, TaskBatch
@@ -104,7 +104,7 @@ class AutoDecoder(Conditioner):
         steps = self.config.steps if steps is None else steps
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
-        part = self._parts(context)
+        part = in_turn(context, self.config.points)
         z = context.x.new_zeros(*context.x.shape[:-2], self.decoder.code_dim)
         mean, square = torch.zeros_like(z), torch.zeros_like(z)
         best = z.new_full(z.shape[:-1], math.inf)
@@ -123,19 +123,6 @@ class AutoDecoder(Conditioner):
             lr = self.config.lr * (self.config.decay if 2 * j >= steps else 1.0) / (1.0 - BETAS[0] ** (j + 1))
             z = torch.where(running.unsqueeze(-1), z - lr * mean / scale, z)
             yield z
-
-    def _parts(self, context: Observations) -> Callable[[int], Observations]:
-        """What each step sees: `config.points` of the context, always drawn in the same order."""
-        n, m = context.x.shape[-2], self.config.points
-        if m is None or m >= n:
-            return lambda j: context
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(context.x.device)
-
-        def part(j: int) -> Observations:
-            rows = order[torch.arange(j * m, (j + 1) * m, device=order.device) % n]
-            return Observations(context.x[..., rows, :], context.y[..., rows, :])
-
-        return part
 
     def _loss_and_gradient(self, z: Tensor, context: Observations) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B n"]]:
         with torch.enable_grad():

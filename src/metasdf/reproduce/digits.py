@@ -36,6 +36,7 @@ PUBLISHED: dict[str, tuple[tuple[float, float | None], ...]] = {
     "cnp9": ((92.5, 2.0), (145.8, 1.2), (223.4, 4.2), (291.2, 8.6), (468.0, 22.8)),
     "metasdf": ((15.4, 0.2), (56.6, 0.5), (22.8, 0.5), (33.3, 1.1), (59.8, 1.2)),
 }
+REFINE = 40  # steps of refined fits
 SLOW_SHAPES = 1000  # test shapes of methods that take tens or hundreds of steps of Adam for each
 CODE_BATCH = 48  # of these fitted at once: a hypernetwork's weights are read once for all of them
 

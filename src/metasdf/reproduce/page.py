@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from metasdf.errors import InputError
 from metasdf.files import write_whole
 from metasdf.reproduce import digits, solids
-from metasdf.reproduce.plan import LABELS, REFINED, UNTRAINED
+from metasdf.reproduce.plan import REFINED, UNTRAINED, label
 from metasdf.reproduce.tables import KINDS, Cell, cells
 
 
@@ -24,6 +24,11 @@ class Line(NamedTuple):
     preset: str
     commit: str
     hardware: str
+    refine: int
+
+    @property
+    def label(self) -> str:
+        return label(self.cell.method, self.refine)
 
 
 class Fields(NamedTuple):
@@ -71,7 +76,8 @@ def read(results: Path) -> Measured:
             r = json.loads(path.read_text())
             if not r["cell"]["comparable"]:
                 continue
-            line = Line(cell, r["n"], r["failed"], r["training"]["seconds"], r["preset"], r["commit"], r["hardware"])
+            refine = r["refine"] if cell.method == REFINED else 0
+            line = Line(cell, r["n"], r["failed"], r["training"]["seconds"], r["preset"], r["commit"], r["hardware"], refine)
             if KINDS[cell.asks.table] is digits:
                 found.fields.append(_fields(line, r))
             else:
@@ -107,10 +113,11 @@ RATIO_HEAD = ("column", "method", "over", "published mean", "published median", 
 
 def comparison(lines: Sequence[Fields]) -> Iterator[tuple[str, ...]]:
     """Rows of HEAD."""
-    for (cell, n, failed, seconds, *_), mse, std, mae, fit_ms in lines:
+    for line, mse, std, mae, fit_ms in lines:
+        cell, n, failed, seconds, *_ = line
         published, deviation = digits.published(*cell) or (None, None)
         ours = f"{mse:.1f}" + (f" ± {std:.1f}" if std is not None else "")
-        yield (LABELS[cell.method], cell.asks.title, _or_dash(published, "g") + (f" ± {deviation:g}" if deviation else ""), ours,
+        yield (line.label, cell.asks.title, _or_dash(published, "g") + (f" ± {deviation:g}" if deviation else ""), ours,
                f"{mse / published:.2f}" if published else "-", f"{mae:.2f}", f"{n:,}", f"{failed:,}", f"{seconds / 60:.0f}",
                f"{fit_ms:.1f}")  # fmt: skip
 
@@ -125,14 +132,15 @@ def against(lines: Sequence[Fields]) -> Iterator[tuple[str, ...]]:
                 published = f"{theirs[0][0] / theirs[1][0]:.2f}" if theirs[0] and theirs[1] else "-"
                 ratio = ours.mse / baseline.mse
                 ahead = "neither" if abs(ratio - 1) < EVEN else "MetaSDF" if ratio < 1 else "**the baseline**"
-                yield (cell.asks.title, LABELS[method], LABELS[cell.method], published, f"{ratio:.2f}", f"{ours.fit_ms / baseline.fit_ms:.3g}", ahead)
+                yield (cell.asks.title, ours.line.label, baseline.line.label, published, f"{ratio:.2f}", f"{ours.fit_ms / baseline.fit_ms:.3g}",
+                       ahead)  # fmt: skip
 
 
 def surface_comparison(lines: Sequence[Surfaces]) -> Iterator[tuple[str, ...]]:
     """Rows of SURFACE_HEAD, column by column. No ratio of ours to the published: the shapes are others."""
     for s in _by_column(lines):
         published = solids.published(*s.line.cell)
-        yield (s.line.cell.asks.title, LABELS[s.line.cell.method], f"{published.mean:g} / {published.median:g}" if published else "-",
+        yield (s.line.cell.asks.title, s.line.label, f"{published.mean:g} / {published.median:g}" if published else "-",
                _or_dash(published and published.iou, ".2f"), f"{_or_dash(s.chamfer, '.3g')} / {_or_dash(s.median, '.3g')}", _or_dash(s.floor, ".3g"),
                _or_dash(s.iou, ".3f"), _or_dash(s.fscore, ".3f"), _or_dash(s.normals, ".3f"), _or_dash(s.misclassified, ".2f"), f"{s.line.n:,}",
                f"{s.line.failed:,}", f"{s.line.seconds / 60:.0f}", _or_dash(s.fit_ms, ".0f"))  # fmt: skip
@@ -147,7 +155,7 @@ def ratios(lines: Sequence[Surfaces]) -> Iterator[tuple[str, ...]]:
                 theirs, their_baseline = (solids.published(*each) for each in (ours.line.cell, cell))
                 both = zip(theirs[:2], their_baseline[:2], strict=True) if theirs and their_baseline else [(None, None)] * 2
                 pairs = [*both, (ours.chamfer, baseline.chamfer), (ours.median, baseline.median)]
-                yield (cell.asks.title, LABELS[method], LABELS[cell.method], *(f"{a / b:.2f}" if a is not None and b else "-" for a, b in pairs))
+                yield (cell.asks.title, ours.line.label, baseline.line.label, *(f"{a / b:.2f}" if a is not None and b else "-" for a, b in pairs))
 
 
 def _by_column(lines: Sequence[Surfaces]) -> list[Surfaces]:

@@ -13,15 +13,18 @@ from metasdf.prior import Prior
 from metasdf.tasks import ContextRule
 
 Say = Callable[[str], None]
-REFINED, REFINE = "refined", 40  # MetaSDF's fits refined by so many steps: conditioning.refine
+REFINED = "refined"  # MetaSDF's fits, refined: conditioning.refine
 LABELS = {
     "hyper": "auto-decoder, hypernetwork", "concat": "auto-decoder, concatenation", "cnp4": "conditional neural process, 4 layers",
     "cnp9": "conditional neural process, 9 layers", "deepsdf": "DeepSDF", "pointnet": "PointNet encoder",
-    "poisson": "screened Poisson", "metasdf": "MetaSDF", REFINED: f"MetaSDF, then {REFINE} steps of Adam",
+    "poisson": "screened Poisson", "metasdf": "MetaSDF", REFINED: "MetaSDF, then Adam",
 }  # fmt: skip
-
-
 UNTRAINED = "poisson"  # learns nothing
+
+
+def label(method: str, refine: int = 0) -> str:
+    """What a method is called in public; refine: the steps by which its fits were refined."""
+    return f"MetaSDF, then {refine} steps of Adam" if refine else LABELS[method]
 
 
 class Column(NamedTuple):
@@ -67,6 +70,7 @@ class Tables(Protocol):
     """What tables of 2D and of 3D shapes do in their own way; a module each."""
 
     COLUMNS: dict[str, Column]
+    REFINE: int  # steps by which fits are refined
 
     def data(self, shapes: str, split: str, plan: Plan) -> Data:
         """The shapes that a column is about, prepared if they are not there yet."""

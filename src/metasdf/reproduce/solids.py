@@ -60,6 +60,7 @@ PUBLISHED: dict[str, dict[str, Published]] = {  # points with normals are not of
     "benches-dense": {"deepsdf": Published(0.55, 0.17, 0.56), "metasdf": Published(1.34, 0.40, 0.51)},
     "benches-levelset": {"pointnet": Published(2.67, 2.12, 0.28), "metasdf": Published(1.48, 0.95, 0.33)},
 }
+REFINE = 200  # steps of refined fits
 BEST_OF = 2  # reconstructions of each shape, the better one counts (supplement 3.2.6)
 SYNSETS = {"planes": "02691156", "tables": "04379243", "chairs": "03001627", "benches": "02828884"}  # as ShapeNet calls them
 # The real meshes of docs/data.md, and how few and coarse those of --scale small are.

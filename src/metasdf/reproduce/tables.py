@@ -19,7 +19,7 @@ from metasdf.prior import Prior, load
 from metasdf.progress import TrainingMonitor
 from metasdf.provenance import commit
 from metasdf.reproduce import digits, solids
-from metasdf.reproduce.plan import LABELS, REFINE, REFINED, UNTRAINED, Column, Data, Plan, Say, Tables
+from metasdf.reproduce.plan import LABELS, REFINED, UNTRAINED, Column, Data, Plan, Say, Tables
 from metasdf.train import Limit, Trainer
 
 KINDS: dict[str, Tables] = {"table1": digits, "table2": digits, "table3": solids, "table4": solids}
@@ -37,6 +37,11 @@ class Cell(NamedTuple):
     @property
     def asks(self) -> Column:
         return COLUMNS[self.column]
+
+    @property
+    def refine(self) -> int:
+        """Steps by which its fits are refined."""
+        return KINDS[self.asks.table].REFINE if self.method == REFINED else 0
 
     def experiment(self, *, preset: str) -> Experiment:
         return experiment(self.asks.experiments[self.method], preset=preset)
@@ -62,7 +67,7 @@ def fill(cell: Cell, plan: Plan, *, say: Say) -> Path:
     asked, trained_as = _experiments(cell, plan)
     limit = kind.limit(asked.method.kind == "codes" or cell.method == REFINED, plan)
     learns = {"experiment": to_dict(trained_as), "budget": plan.budget} if cell.method != UNTRAINED else {"points": asked.n_test}
-    refine = REFINE if cell.method == REFINED else 0
+    refine = cell.refine
     request = {**learns, **({"refine": refine} if refine else {}), "limit": limit, "small": plan.small, **kind.request(plan)}
     if path.exists() and json.loads(path.read_text()).get("request") == request:
         say(f"{cell.name}: kept, {path}")
