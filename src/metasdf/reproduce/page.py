@@ -192,12 +192,13 @@ SURFACE_DEPARTURES = """\
   our files have all kinds of units; results/tables holds chamfer in these, too. The floor is what a perfect reconstruction has (docs/metrics.md).
 - As in the paper, each shape is reconstructed twice, from contexts of their own, and the better one by chamfer counts, for all measures. IoU: of
   points all over the cube; how the published one was measured is not said. Means are over shapes that have a surface; the others count as failed.
-- Every method of a column has the same wall-clock budget on one CPU core instead of days on GPUs. Preset `cpu`: smaller networks (MetaSDF and
-  PointNet five layers of 128 ReLUs that see three Fourier frequencies, DeepSDF five of 256), fewer points and shapes a step, cosine decay, averaged
-  weights; Muon, and shapes reflected at their plane of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
+- Every method of a column has the same wall-clock budget on one CPU core instead of days on GPUs. Preset `cpu`: one smaller
+  network for all (five layers of 128 ReLUs that see three Fourier frequencies), fewer points and shapes a step, cosine decay, averaged weights,
+  Muon; and shapes reflected at their planes of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
 - Points with normals are not in the paper. Screened Poisson, the classical way from these to a surface, is MeshLab's, octree depth 8, without any
   training; its signs are those of its mesh. MetaSDF takes each point, moved along its normal by up to 0.02 to either side, for a signed distance.
-- MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md).
+- MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md); DeepSDF's fit takes 800
+  such steps, on a code.
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
 """
