@@ -131,6 +131,10 @@ def test_pictures(filled: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found[REFINED]["misclassified"][-1] < found["metasdf"]["misclassified"][-1]
     with pytest.raises(UsageError, match="no cell of tables 3 and 4 is filled"):
         draw(filled._replace(results=tmp_path), out=tmp_path, numbers=tmp_path)
+    said: list[str] = []
+    with pytest.raises(UsageError, match="has its training here"):
+        draw(filled._replace(work=tmp_path), out=tmp_path, numbers=tmp_path, only=["tables-dense"], say=said.append)
+    assert [text.split(":")[0] for text in said] == [f"tables-dense-{method} is left out" for method in ("deepsdf", "metasdf", REFINED)]
 
 
 def test_data_sets_are_searched_by_both_names(tmp_path: Path) -> None:
