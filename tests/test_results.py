@@ -79,6 +79,21 @@ def test_results_page_is_of_the_result_files(tmp_path: Path) -> None:
     assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "results.md").read_text()
 
 
+def beside_the_baselines(shapes: str) -> str:
+    """A row of the README's table: chamfer x 1e-3, mean / median, and mean IoU of cells of docs/results.md."""
+    told = [shapes]
+    for method in ("dense-deepsdf", "dense-metasdf", "dense-refined", "levelset-pointnet", "levelset-metasdf"):
+        file = REPOSITORY / "results" / "tables" / f"{shapes}-{method}.json"
+        m = json.loads(file.read_text())["metrics"] if file.exists() else None
+        told.append(f"{m['chamfer_field']['mean'] * 1e3:.3g} / {m['chamfer_field']['median'] * 1e3:.3g}, {m['iou']['mean']:.2f}" if m else "-")
+    return f"| {' | '.join(told)} |"
+
+
+@pytest.mark.parametrize("shapes", ["planes", "tables", "chairs", "benches"])
+def test_the_readme_sets_metasdf_beside_the_3d_baselines(shapes: str) -> None:
+    assert beside_the_baselines(shapes).replace("| benches |", "| benches, by priors of tables |") in (REPOSITORY / "README.md").read_text()
+
+
 RECIPES = REPOSITORY / "results" / "recipes"
 # What the documentation calls *Fourier* in 3D.
 FOURIER = (
