@@ -184,7 +184,7 @@ def figure_convergence(found: dict[str, dict[str, Any]]) -> Figure:
         for method, row in found.items():
             axes.plot(row[unit], row["misclassified"], "o-", ms=3, lw=1.2, color=COLOURS.get(method, INK), label=LABELS[method])
         least = min(at for row in found.values() for at in row[unit] if at)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(least)), linscale=0.4)  # a decade: no tick lies between it and 0
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
