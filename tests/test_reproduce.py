@@ -18,7 +18,7 @@ from metasdf.reproduce.plan import Plan
 from metasdf.reproduce.tables import Cell, cells, fill
 
 TINY = {"cell": {"comparable": True}, "metrics": {"mse": 30.8e-6, "mse_std": 1e-6, "mae": 2e-3}, "training": {"seconds": 900.0, "steps": 7},
-        "n": 10000, "failed": 1, "fit_ms": {"batched": 12.3}, "preset": "cpu", "commit": "abc", "hardware": "a machine"}  # fmt: skip
+        "n": 10000, "failed": 1, "refine": 40, "fit_ms": {"batched": 12.3}, "preset": "cpu", "commit": "abc", "hardware": "a machine"}  # fmt: skip
 
 
 def test_all_cells_of_both_tables() -> None:
