@@ -91,14 +91,14 @@ def test_the_baselines_in_3d_are_the_supplements(category: str) -> None:
 
 @every_preset
 def test_deepsdf_starts_within_its_clamp(preset: str) -> None:
-    """Beyond it there is no gradient: a field that starts there never learns. A few points of small networks may."""
+    """Beyond it there is no gradient: a field that starts there never learns."""
     e = experiment("tables-deepsdf", preset=preset)
     model = build_conditioner(e, n_tasks=8, generator=torch.Generator().manual_seed(0))
     assert isinstance(model, AutoDecoder) and model.codes is not None
     x = torch.rand(8, 200, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         out = field(model.decoder(model.codes), x, model.spec)
-    assert e.clamp == 0.1 and (out.abs() < e.clamp).float().mean() > 0.9 and out.std() > 1e-4
+    assert e.clamp == 0.1 and out.abs().max() < e.clamp and out.std() > 1e-4
 
 
 @every_2d

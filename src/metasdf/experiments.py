@@ -297,12 +297,12 @@ def _small_metasdf(e: Experiment) -> Experiment:
 
 
 def _small_deepsdf(e: Experiment) -> Experiment:
-    """The field of the other methods, started within the clamp; more points a step, which cost little without inner steps; no normalised weights,
-    which Muon does not need, and no dropout, which small networks do not (results/recipes/solids)."""
+    """The field of the other methods, and codes so small that it starts within the clamp; more points a step, which cost little without inner
+    steps; no normalised weights, which Muon does not need, and no dropout, which small networks do not (results/trials)."""
     return replace(
         e, n_context=1, n_query=2048, field=replace(e.field, init="uniform"),
         method=replace(e.method, code_dim=64, bias=replace(e.method.bias, layers=(0, 2), weight_norm=False),
-                       codes=replace(e.method.codes, points=1024)),
+                       codes=replace(e.method.codes, points=1024, init_norm=0.25)),
         train=replace(e.train, batch=8, lr_muon=1e-2, lr_codes=1e-2, dropout=0.0),
     )  # fmt: skip
 
