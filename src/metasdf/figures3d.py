@@ -28,7 +28,7 @@ from metasdf.geometry.frame import Frame
 from metasdf.geometry.mesh import Mesh
 from metasdf.geometry.render import Picture, contact_sheet, render
 from metasdf.metrics import misclassified
-from metasdf.prior import SDF, Prior
+from metasdf.prior import SDF, Observed, Prior
 from metasdf.provenance import commit, hardware
 from metasdf.report import INK, MUTED, png
 from metasdf.reproduce import solids
@@ -219,14 +219,15 @@ def _surface(method: Fitter | Classical, row: int, plan: Plan) -> Mesh:
     params = method.prior.conditioner(context)
     if method.cell.method == REFINED:
         params = method.prior.refine(params, context, steps=method.cell.refine)
-    return _sdf(method.prior, params).mesh(resolution_of(plan))
+    return _sdf(method.prior, params, context).mesh(resolution_of(plan))
 
 
-def _sdf(prior: Prior, params: Params) -> SDF:
-    """Of the one shape of a batch; what all shapes share has no batch."""
+def _sdf(prior: Prior, params: Params, context: Observations | None = None) -> SDF:
+    """Of the one shape of a batch, fitted to that context; what all shapes share has no batch."""
     own = tuple(type(layer)(layer.weight[0] if layer.weight.dim() > 2 else layer.weight, layer.bias[0] if layer.bias.dim() > 1 else layer.bias)
                 for layer in params)  # fmt: skip
-    return SDF([own], prior.conditioner.spec, prior.head, WHOLE, prior=prior.name)
+    known = None if context is None else prior.known(Observed(WHOLE, context.x[0].cpu().numpy(), context.y[0, :, 0].cpu().numpy()))
+    return SDF([own], prior.conditioner.spec, prior.head, WHOLE, prior=prior.name, known=known)
 
 
 def _panel(surface: Callable[[], Mesh], title: str) -> Panel:

@@ -223,8 +223,14 @@ class Prior(nn.Module):
             for row, i in enumerate(group):
                 own = [tuple(Layer(_row(w, row, 2), _row(b, row, 1)) for w, b in params) for params in (*path, *refined)]
                 last = own.pop() if refined else None
-                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name, refined=last)
+                sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name, refined=last, known=self.known(observed[i]))
         return [sdf for sdf in sdfs if sdf is not None]
+
+    def known(self, observed: Observed) -> NDArray[np.float32] | None:
+        """What `SDF.known` is of: the distances of a 3D shape, if they were observed. Those that normals tell are wrong behind sheets."""
+        if self.dim != 3 or not self.needs_values or observed.s is None:
+            return None
+        return np.column_stack((observed.x, observed.s)).astype(np.float32)
 
 
 class SDF:
@@ -232,13 +238,15 @@ class SDF:
 
     `sdf(x)` and `sdf.value_and_grad(x)` take (..., d) arrays or tensors and answer in kind.
     `sdf.after(j)` is the field after j inner steps, `sdf.frame` the map to field units. pose: that map where the shape was turned as well.
-    refined: what these steps were refined to, if they were.
+    refined: what these steps were refined to, if they were. known: signed distances x, y, z, s (K, 4) in field units that were observed of a 3D
+    shape; they say where its meshes can have no piece (`geometry.refuted`).
     """
 
     def __init__(
-        self, path: list[Params], spec: FieldSpec, head: Head, pose: Frame | Pose, *, prior: str = "", refined: Params | None = None
-    ) -> None:
-        self.path, self.spec, self.head, self.pose, self.prior, self.refined = path, spec, head, pose, prior, refined
+        self, path: list[Params], spec: FieldSpec, head: Head, pose: Frame | Pose, *, prior: str = "", refined: Params | None = None,
+        known: NDArray[np.floating] | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.spec, self.head, self.pose, self.prior, self.refined, self.known = path, spec, head, pose, prior, refined, known
 
     @property
     def frame(self) -> Frame:
@@ -250,7 +258,7 @@ class SDF:
 
     def after(self, step: int) -> SDF:
         """The field after `step` steps; 0 is the learned initialisation."""
-        return SDF(self.path[: step + 1], self.spec, self.head, self.pose, prior=self.prior)
+        return SDF(self.path[: step + 1], self.spec, self.head, self.pose, prior=self.prior, known=self.known)
 
     def in_field(self, x: Tensor) -> Tensor:
         """Distance (N, 1) at field coordinates (N, d), differentiable."""
@@ -264,11 +272,14 @@ class SDF:
 
     def extract(self, *, resolution: int = 128, method: Literal["sparse", "dense"] = "sparse") -> Extraction:
         """The surface of a 3D shape as a mesh in the user's units, and how it was found: see `geometry.isosurface.extract`. As many points go
-        through the network at once as a quarter of the free memory holds, on a CPU no more than its cache likes.
+        through the network at once as a quarter of the free memory holds, on a CPU no more than its cache likes. Pieces that the observed
+        distances refute are dropped, and the notes say so.
 
         Raises UsageError for 2D, EmptySurfaceError where there is none, InputError for a field that is not finite.
         """
         from metasdf.geometry.isosurface import extract
+        from metasdf.geometry.mesh import is_watertight
+        from metasdf.geometry.refuted import drop_refuted
 
         if self.spec.in_dim != 3:
             raise UsageError("only 3D shapes have meshes", cause=f"this is a {self.spec.in_dim}D field", fix="metasdf reconstruct draws contours")
@@ -277,7 +288,12 @@ class SDF:
         most, free = 8192 if weight.device.type == "cpu" else 65_536, available_bytes(weight.device)
         chunk = most if free is None else min(most, max(1, free // 4 // point))
         found = extract(self.at_field, resolution=resolution, method=method, chunk=chunk)
-        return found._replace(mesh=found.mesh._replace(vertices=self.pose.from_field(found.mesh.vertices)))
+        mesh, dropped = (found.mesh, 0) if self.known is None else drop_refuted(found.mesh, self.known[:, :3], self.known[:, 3])
+        if dropped:
+            closed = is_watertight(mesh)
+            note = f"pieces of the surface where the observed distances say that none can be: {dropped:,}, dropped"
+            found = found._replace(watertight=closed, clipped=found.clipped and not closed, notes=(*found.notes, note))
+        return found._replace(mesh=mesh._replace(vertices=self.pose.from_field(mesh.vertices)))
 
     def mesh(self, resolution: int = 128) -> Mesh:
         """The surface in the user's units: vertices (V, 3) and faces (F, 3), outwards. Raises as `extract`."""
@@ -325,6 +341,8 @@ class SDF:
     def save(self, path: str | Path) -> None:
         """Write the SDF as one safetensors file; `metasdf.load_sdf` reads it."""
         tensors = {f"{index}.{key}": t for index, layer in enumerate(self.params) for key, t in layer._asdict().items()}
+        if self.known is not None:
+            tensors["known"] = torch.from_numpy(self.known)
         state = {"field": to_dict(self.spec), "norm": getattr(self.head, "norm", "squared"),
                  "head": "distance_sign" if isinstance(self.head, DistanceAndSign) else "distance", "centre": list(self.frame.centre),
                  "scale": self.frame.scale, "prior": self.prior,
@@ -339,7 +357,8 @@ def load_sdf(path: str | Path) -> SDF:
     params = tuple(Layer(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(spec.shapes)))
     head = make_head(state.get("head", "distance"), state["norm"])
     frame, rotation = Frame(tuple(state["centre"]), state["scale"]), state.get("rotation")
-    return SDF([params], spec, head, frame if rotation is None else Pose(np.array(rotation), frame), prior=state["prior"])
+    known = tensors["known"].numpy() if "known" in tensors else None
+    return SDF([params], spec, head, frame if rotation is None else Pose(np.array(rotation), frame), prior=state["prior"], known=known)
 
 
 def shipped() -> list[str]:
