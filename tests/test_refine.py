@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from test_prior import QUERY, circle, samples, small_prior
 
 from metasdf.conditioning.base import in_turn
-from metasdf.conditioning.refine import rate, refine
+from metasdf.conditioning.refine import around, rate, refine
 from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec, Layer, Params, field, initialise
 from metasdf.heads import Distance, DistanceAndSign, Head
+from metasdf.prior import Prior, build_conditioner
 from metasdf.tasks import Observations
 
 SPEC = FieldSpec(in_dim=2, out_dim=2, width=8, hidden_layers=1)
@@ -28,26 +30,65 @@ def start(spec: FieldSpec, tasks: int = 3) -> tuple[Params, Observations]:
     return (layers[0], *own), Observations(x, x.norm(dim=-1, keepdim=True) - 0.5)
 
 
+@pytest.mark.parametrize("bounds", [False, True])
 @pytest.mark.parametrize("points", [None, 10, 30, 50])
 @pytest.mark.parametrize("head", [DistanceAndSign(), Distance("l1"), Distance("squared")])
-def test_it_is_adam_with_a_cosine(head: Head, points: int | None) -> None:
-    """Each task alone, by autograd and the textbook's Adam (Kingma and Ba 2015, algorithm 1), on all points or on those whose turn it is."""
+def test_it_is_adam_with_a_cosine(head: Head, points: int | None, bounds: bool) -> None:
+    """Each task alone, by autograd and the textbook's Adam (Kingma and Ba 2015, algorithm 1), on all points or on those whose turn it is; of half as
+    many, and as many around those whose turn is next."""
     spec = SPEC if isinstance(head, DistanceAndSign) else FieldSpec(in_dim=2, width=8, hidden_layers=1)
     params, context = start(spec)
-    found, part = refine(params, context, spec, head.double(), steps=6, points=points), in_turn(context, points)
+    found = refine(params, context, spec, head.double(), steps=6, points=points, bounds=bounds)
+    part = in_turn(context, points // 2 if points and bounds else points)
     for k in range(3):
+        generator = torch.Generator().manual_seed(0)
         theta = [(t[k] if t.dim() > n else t).clone() for layer in params for t, n in zip(layer, (2, 1), strict=True)]
         mean, square = [torch.zeros_like(t) for t in theta], [torch.zeros_like(t) for t in theta]
         for j in range(6):
             leaves = [t.requires_grad_() for t in theta]
             layers = tuple(Layer(w, b) for w, b in zip(leaves[0::2], leaves[1::2], strict=True))
-            grads = torch.autograd.grad(head.loss(field(layers, part(j).x[k], spec), part(j).y[k]), leaves)
+            x, y = part(j).x[k], part(j).y[k]
+            out = field(layers, x, spec)
+            if bounds:
+                drawn = around(Observations(part(j + 1).x[k], part(j + 1).y[k]), generator=generator)
+                there = field(layers, drawn.x, spec)
+                out, y = torch.cat((out, there)), torch.cat((y, there[:, :1].detach().clamp(drawn.low, drawn.high)))
+            grads = torch.autograd.grad(head.loss(out, y), leaves)
             lr = rate(6) * (1 + math.cos(math.pi * j / 6)) / 2
             for i, g in enumerate(grads):
                 mean[i], square[i] = 0.9 * mean[i] + 0.1 * g, 0.999 * square[i] + 0.001 * g * g
                 theta[i] = (theta[i] - lr * mean[i] / (1 - 0.9 ** (j + 1)) / ((square[i] / (1 - 0.999 ** (j + 1))).sqrt() + 1e-8)).detach()
         for ours, t in zip((t for layer in found for t in layer), theta, strict=True):
             torch.testing.assert_close(ours[k], t, rtol=1e-9, atol=1e-11)
+
+
+def test_distances_bound_those_around() -> None:
+    """Of a sphere, whose distances are known everywhere."""
+    _, context = start(FieldSpec(in_dim=3, width=8, hidden_layers=1))
+    generator, shares = torch.Generator().manual_seed(0), []
+    for _ in range(50):
+        x, low, high = around(context, generator=generator)
+        truth = x.norm(dim=-1, keepdim=True) - 0.5
+        assert (truth >= low - 1e-12).all() and (truth <= high + 1e-12).all() and (x.abs() <= 1).all()
+        assert (torch.sign(low) == torch.sign(context.y)).all() and (torch.sign(high) == torch.sign(context.y)).all()
+        shares.append((x - context.x).norm(dim=-1, keepdim=True) / context.y.abs())
+    assert min(share.min() for share in shares) < 0.2 and max(share.max() for share in shares) > 0.99
+    assert 0.6 < torch.stack(shares).mean() < 0.75  # 3/4 in a whole ball; some end at the cube
+
+
+def test_observed_distances_hold_the_field_between_them() -> None:
+    """A speck far from the surface, where nothing was observed: only the bounds of the observations around it take it away."""
+    spec = FieldSpec(in_dim=3, width=32, hidden_layers=1, frequencies=4)
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 400, 3, generator=g) * 2 - 1
+    x = x[:, (x[0] - 0.6).norm(dim=-1) > 0.35]  # nothing near (0.6, 0.6, 0.6)
+    context = Observations(x, x.norm(dim=-1, keepdim=True) - 0.4)
+    lure = 0.6 + 0.1 * torch.randn(1, 200, 3, generator=g)
+    both = Observations(torch.cat((x, lure), 1), torch.cat((context.y, torch.full((1, 200, 1), -0.2)), 1))
+    begun = refine(initialise(spec, generator=g), both, spec, Distance("l1"), steps=200, lr=1e-2, points=None)
+    ends = [refine(begun, context, spec, Distance("l1"), steps=200, lr=5e-3, bounds=bounds) for bounds in (False, True)]
+    inside = [(field(params, lure, spec) < 0).float().mean() for params in ends]
+    assert inside[0] > 0.5 and inside[1] < 0.02
 
 
 def test_the_start_stays_and_no_step_is_a_copy() -> None:
@@ -71,3 +112,14 @@ def test_a_prior_refines_what_its_steps_found() -> None:
     np.testing.assert_allclose(both[1](2 * QUERY), 2 * refined(QUERY), atol=1e-4)
     with pytest.raises(UsageError, match="bare points are not enough to refine what test-levelset finds"):
         small_prior().adapt(circle(), refine=1)
+
+
+def test_3d_shapes_refined_together_or_alone() -> None:
+    experiment = replace(small_prior("dense").experiment, field=FieldSpec(in_dim=3, out_dim=2, width=16, hidden_layers=1), head="distance_sign")
+    prior = Prior(experiment, build_conditioner(experiment, generator=torch.Generator().manual_seed(1)))
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (300, 3))
+    s = np.linalg.norm(x, axis=1) - 0.5
+    alone, both = prior.adapt(x, s, refine=20), prior.adapt([0.5 * x, x], [0.5 * s, s], refine=20)
+    np.testing.assert_allclose(both[1](x), alone(x), atol=1e-5)
+    assert alone.known is not None and alone.known.shape == (300, 4)

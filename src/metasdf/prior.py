@@ -97,6 +97,11 @@ class Prior(nn.Module):
         return self.experiment.context == "dense"
 
     @property
+    def needs_distances(self) -> bool:
+        """True distances, which bound each other: those of images jump by a pixel at the border, those that normals tell are wrong behind sheets."""
+        return self.dim == 3 and self.needs_values
+
+    @property
     def needs_normals(self) -> bool:
         """Of the surface points that it learns from."""
         return self.experiment.context == "oriented"
@@ -126,7 +131,7 @@ class Prior(nn.Module):
         `check_refine`."""
         self.check_refine(steps)
         own = getattr(self.conditioner, "head", None)
-        return refine(params, context, self.conditioner.spec, own if isinstance(own, Head) else self.head, steps=steps)
+        return refine(params, context, self.conditioner.spec, own if isinstance(own, Head) else self.head, steps=steps, bounds=self.needs_distances)
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
@@ -227,8 +232,8 @@ class Prior(nn.Module):
         return [sdf for sdf in sdfs if sdf is not None]
 
     def known(self, observed: Observed) -> NDArray[np.float32] | None:
-        """What `SDF.known` is of: the distances of a 3D shape, if they were observed. Those that normals tell are wrong behind sheets."""
-        if self.dim != 3 or not self.needs_values or observed.s is None:
+        """What `SDF.known` is of."""
+        if not self.needs_distances or observed.s is None:
             return None
         return np.column_stack((observed.x, observed.s)).astype(np.float32)
 
