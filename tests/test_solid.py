@@ -116,7 +116,7 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
     for file in ("in.xyz", "out.ply"):
         scan = read_scan(tmp_path / file)
         pose = pose_of(scan.x)
-        x, s = observations(scan, scan.x, prior, pose, rng=np.random.default_rng(0))
+        x, s = observations(scan, scan.x, prior, pose, n=200, rng=np.random.default_rng(0))
         assert s is not None and len(x) >= 400 and s.max() == pytest.approx(OFFSET / pose.frame.scale, rel=0.05) and s.min() < 0
         if file == "in.xyz":
             np.testing.assert_allclose(np.linalg.norm(x - PLACE, axis=1) - 2.0, s, atol=1e-6)
@@ -152,6 +152,7 @@ def test_refined_fits_follow_the_scan(tmp_path: Path, turns: int) -> None:
     plain, refined = (each.summary for each in found)
     assert refined.refine == 100 and refined.steps == plain.steps == 2 and refined.residual.rms < 0.5 * plain.residual.rms
     assert json.loads((tmp_path / "out.json").read_text())["refine"] == 100
+    assert plain.context == refined.context == 200 and plain.refined_on == 0 and refined.refined_on == 500  # all there are
     with pytest.raises(UsageError, match="bare points are not enough to refine what tables-levelset finds"):
         reconstruct_scan(tmp_path / "scan.xyz", ball("levelset"), tmp_path / "none.ply", refine=1)
 

@@ -231,6 +231,14 @@ class Prior(nn.Module):
                 sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name, refined=last, known=self.known(observed[i]))
         return [sdf for sdf in sdfs if sdf is not None]
 
+    def refined(self, sdf: SDF, observed: Observed, *, steps: int) -> SDF:
+        """An SDF of this prior, refined to what is observed: more than its learned steps saw, perhaps. Raises as `check_refine`."""
+        first = sdf.params[0].weight
+        y = np.zeros(len(observed.x)) if observed.s is None else observed.s
+        context = Observations(*(torch.from_numpy(each.astype(np.float32)).to(first) for each in (observed.x, y[:, None])))
+        params = self.refine(sdf.path[-1], context, steps=steps)
+        return SDF(sdf.path, sdf.spec, sdf.head, sdf.pose, prior=sdf.prior, refined=params, known=self.known(observed))
+
     def known(self, observed: Observed) -> NDArray[np.float32] | None:
         """What `SDF.known` is of."""
         if not self.needs_distances or observed.s is None:

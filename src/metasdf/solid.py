@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
 DRAWN = 20_000  # points of the surface of a mesh
+REFINED = 8  # times as many observations for a refined fit as for the learned steps (docs/scans.md)
 CAUSES = ("another kind of shape, another axis up (--up) or heading (--align), normals that point inwards, stray points (--outliers drop), or few "
           "points")  # fmt: skip
 SINGLE = (".stl", ".glb")  # mesh files in single precision
@@ -47,9 +48,10 @@ class Summary:
     kind: str  # of what was given: points, samples or mesh
     units: str
     observations: int
-    context: int  # how many of them, or points drawn from the mesh, the prior was given
+    context: int  # how many of them, or points drawn from the mesh, the learned steps were given
     steps: int
     refine: int  # of Adam, after these
+    refined_on: int  # how many of them these were given
     seed: int
     resolution: int
     up: Up
@@ -71,12 +73,13 @@ class Summary:
 
 class Fit(NamedTuple):
     """A scan, what of its surface is known (K, 3) in its own units and axes, and the field fitted to `context` observations after it was turned
-    by `heading` degrees. ms: what the fit took. notes: sentences for the user."""
+    by `heading` degrees, and refined on `refined_on`. ms: what the fit took. notes: sentences for the user."""
 
     scan: Scan
     surface: Floats
     sdf: SDF
     context: int
+    refined_on: int
     heading: float
     ms: float
     notes: tuple[str, ...]
@@ -97,7 +100,8 @@ def fit_scan(
     A level-set or partial prior learns from points of the surface, an oriented one from points with normals, a dense one from signed distances:
     samples, or those to a mesh.
     up: the axis of the scan that points up. turns: headings about it that are tried, 360 / turns degrees apart; the one whose field agrees best
-    with the observations is kept, and refined as `Prior.adapt` says. Raises InputError, UsageError.
+    with the observations is kept. refine: steps of Adam after that, as in `Prior.refined`, on REFINED times as many observations, where the scan
+    has them. Raises InputError, UsageError.
     """
     path = Path(path)
     prior.check_refine(refine)
@@ -108,15 +112,15 @@ def fit_scan(
         framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
         poses = [pose_of(framed, turn @ upright(up)) for turn in headings(turns)]
         started = time.perf_counter()
-        known = observations(scan, surface, prior, poses[0], rng=rng)
-        given = known.rows(slice(prior.experiment.n_test))
-        sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps, refine=refine if turns == 1 else 0)
+        n = prior.experiment.n_test
+        known = observations(scan, surface, prior, poses[0], n=REFINED // 2 * n if refine else n, rng=rng)
+        given = known.rows(slice(n))
+        sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps)
         best = int(np.argmin([misfit(sdf, given) for sdf in sdfs]))
-        if refine and turns > 1:
-            sdfs[best] = prior.fit([_seen(poses[best], given)], steps=steps, refine=refine)[0]
+        sdf = prior.refined(sdfs[best], _seen(poses[best], known), steps=refine) if refine else sdfs[best]
         ms = (time.perf_counter() - started) * 1e3
-        said = doubt(prior, sdfs[best], known, len(given.x), units=scan.units, causes=CAUSES), _unused_normals(scan, prior)
-    return Fit(scan, surface, sdfs[best], len(given.x), best * 360.0 / turns, ms, (*scan.notes, *filter(None, said)))
+        said = doubt(prior, sdf, known, len(given.x), units=scan.units, causes=CAUSES), _unused_normals(scan, prior)
+    return Fit(scan, surface, sdf, len(given.x), len(known.x) if refine else 0, best * 360.0 / turns, ms, (*scan.notes, *filter(None, said)))
 
 
 def reconstruct_scan(
@@ -130,7 +134,7 @@ def reconstruct_scan(
     """
     path, target = Path(path), Path(target)
     _check_target(target, path)
-    scan, surface, sdf, context, heading, fit_ms, notes = fit_scan(
+    scan, surface, sdf, context, refined_on, heading, fit_ms, notes = fit_scan(
         path, prior, steps=steps, refine=refine, seed=seed, up=up, turns=turns, columns=columns, outliers=outliers
     )
     started = time.perf_counter()
@@ -147,20 +151,19 @@ def reconstruct_scan(
         notes += tuple(f"the mesh: {text}" for text in remarks(mesh.vertices.astype(np.float32).astype(np.float64)))
     summary = Summary(
         input=str(path), mesh=target.name, prior=prior.name, kind=scan.kind, units=scan.units, observations=len(scan.x), context=context,
-        steps=len(sdf.path) - 1, refine=refine, seed=seed, resolution=resolution, up=up, heading=heading, centre=sdf.frame.centre,
-        scale=sdf.frame.scale, residual=residual(surface if scan.mesh else scan.x, mesh, scan.s), watertight=extraction.watertight,
-        clipped=extraction.clipped, components=int(components(mesh).max()) + 1, vertices=len(mesh.vertices), faces=len(mesh.faces),
-        fit_ms=round(fit_ms, 3), mesh_ms=round(mesh_ms, 3), field_evaluations=extraction.evaluations, notes=notes,
+        steps=len(sdf.path) - 1, refine=refine, refined_on=refined_on, seed=seed, resolution=resolution, up=up, heading=heading,
+        centre=sdf.frame.centre, scale=sdf.frame.scale, residual=residual(surface if scan.mesh else scan.x, mesh, scan.s),
+        watertight=extraction.watertight, clipped=extraction.clipped, components=int(components(mesh).max()) + 1, vertices=len(mesh.vertices),
+        faces=len(mesh.faces), fit_ms=round(fit_ms, 3), mesh_ms=round(mesh_ms, 3), field_evaluations=extraction.evaluations, notes=notes,
     )  # fmt: skip
     write_mesh(target, mesh)
     write_whole(target.with_suffix(".json"), (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return Reconstruction(sdf, mesh, summary)
 
 
-def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Points:
-    """What the prior is given of a scan, in its own units and axes: n_test points of the surface, or samples with distances; and as many others,
-    to judge by. All there are where they are fewer. pose: in whose cube samples of a mesh are drawn."""
-    n = prior.experiment.n_test
+def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, n: int, rng: np.random.Generator) -> Points:
+    """What the prior is given of a scan, in its own units and axes: n points of the surface, or samples with distances; and as many others, to
+    judge by. All there are where they are fewer. pose: in whose cube samples of a mesh are drawn."""
     if prior.needs_normals:
         return _beside_surface(scan, 2 * n, prior, pose, rng=rng)
     if not prior.needs_values:
