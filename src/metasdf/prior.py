@@ -240,10 +240,13 @@ class Prior(nn.Module):
         return SDF(sdf.path, sdf.spec, sdf.head, sdf.pose, prior=sdf.prior, refined=params, known=self.known(observed))
 
     def known(self, observed: Observed) -> NDArray[np.float32] | None:
-        """What `SDF.known` is of."""
+        """`SDF.known`, of the observations that can refute something."""
         if not self.needs_distances or observed.s is None:
             return None
-        return np.column_stack((observed.x, observed.s)).astype(np.float32)
+        from metasdf.geometry.refuted import MARGIN
+
+        far = np.abs(observed.s) > MARGIN
+        return np.column_stack((observed.x[far], observed.s[far])).astype(np.float32)
 
 
 class SDF:

@@ -193,12 +193,15 @@ SURFACE_DEPARTURES = """\
 - As in the paper, each shape is reconstructed twice, from contexts of their own, and the better one by chamfer counts, for all measures. IoU: of
   points all over the cube; how the published one was measured is not said. Means are over shapes that have a surface; the others count as failed.
 - Every method of a column has the same wall-clock budget on one CPU core instead of days on GPUs. Preset `cpu`: one smaller
-  network for all (five layers of 128 ReLUs that see three Fourier frequencies), fewer points and shapes a step, cosine decay, averaged weights,
-  Muon; and shapes reflected at their planes of symmetry, but for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
+  network for all (five layers of 128 ReLUs that see three Fourier frequencies; MetaSDF's from distances see seven, DeepSDF does better with three,
+  docs/performance.md), fewer points and shapes a step, cosine decay, averaged weights, Muon; and shapes reflected at their planes of symmetry, but
+  for DeepSDF, whose codes stand for shapes as they are (docs/method.md).
 - Points with normals are not in the paper. Screened Poisson, the classical way from these to a surface, is MeshLab's, octree depth 8, without any
   training; its signs are those of its mesh. MetaSDF takes each point, moved along its normal by up to 0.02 to either side, for a signed distance.
 - MetaSDF, then steps of Adam: not in the paper. What the five steps found is refined on the same context (docs/method.md); DeepSDF's fit takes 800
   such steps, on a code.
+- From distances, meshes of all methods are without the pieces where the context says that no surface can be (docs/extraction.md). Signs and IoU
+  are of the fields as they are.
 - Surfaces from a grid of {resolution} points a side (the paper: 256).
 - The paper calls its numbers of chairs preliminary; MetaSDF's from the level set is missing there.
 """
