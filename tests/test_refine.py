@@ -16,7 +16,7 @@ from metasdf.errors import UsageError
 from metasdf.fields import FieldSpec, Layer, Params, field, initialise
 from metasdf.geometry.refuted import MARGIN
 from metasdf.heads import Distance, DistanceAndSign, Head
-from metasdf.prior import Prior, build_conditioner
+from metasdf.prior import Observed, Prior, build_conditioner
 from metasdf.tasks import Observations
 
 SPEC = FieldSpec(in_dim=2, out_dim=2, width=8, hidden_layers=1)
@@ -115,15 +115,51 @@ def test_a_prior_refines_what_its_steps_found() -> None:
         small_prior().adapt(circle(), refine=1)
 
 
+def solids(rule: str) -> Prior:
+    experiment = replace(small_prior(rule).experiment, field=FieldSpec(in_dim=3, out_dim=2, width=16, hidden_layers=1), head="distance_sign")
+    return Prior(experiment, build_conditioner(experiment, generator=torch.Generator().manual_seed(1)))
+
+
+def ball(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).uniform(-1, 1, (n, 3))
+    return x, np.linalg.norm(x, axis=1) - 0.5
+
+
 def test_3d_shapes_refined_together_or_alone() -> None:
-    experiment = replace(small_prior("dense").experiment, field=FieldSpec(in_dim=3, out_dim=2, width=16, hidden_layers=1), head="distance_sign")
-    prior = Prior(experiment, build_conditioner(experiment, generator=torch.Generator().manual_seed(1)))
-    rng = np.random.default_rng(0)
-    x = rng.uniform(-1, 1, (300, 3))
-    s = np.linalg.norm(x, axis=1) - 0.5
-    alone, both = prior.adapt(x, s, refine=20), prior.adapt([0.5 * x, x], [0.5 * s, s], refine=20)
+    prior, (x, s) = solids("dense"), ball()
+    box = np.abs(x).max(1) - 0.4
+    alone, both = prior.adapt(x, s, refine=20), prior.adapt([x, x], [box, s], refine=20)
     np.testing.assert_allclose(both[1](x), alone(x), atol=1e-5)
-    rows = np.column_stack((alone.frame.to_field(x), s * alone.frame.scale))
+    assert np.abs(both[0](x) - alone(x)).max() > 0.01
+
+
+def test_bounds_where_distances_are_true() -> None:
+    """In 3D those of samples; not those that normals tell, nor those of images."""
+    x, s = ball()
+    plane, flat = samples()
+    for prior, given, bounds in ((solids("dense"), (x, s), True), (solids("oriented"), (x,), False), (small_prior("dense"), (plane, flat), False)):
+        normals = {"normals": x} if prior.needs_normals else {}
+        assert prior.bounds_hold == bounds
+        seen: list[Observations] = []
+        fit = prior.conditioner.trajectory
+        prior.conditioner.trajectory = lambda context, fit=fit, seen=seen, **k: (seen.append(context), fit(context, **k))[1]  # type: ignore[method-assign]
+        sdf = prior.adapt(*given, refine=5, **normals)
+        context, c = Observations(seen[0].x[0], seen[0].y[0]), prior.conditioner
+        ends = [refine(sdf.path[-1], context, c.spec, c.head, steps=5, bounds=each) for each in (bounds, not bounds)]
+        assert sdf.refined is not None
+        torch.testing.assert_close(sdf.refined, ends[0], rtol=1e-4, atol=1e-6)
+        assert (ends[0][0].weight - ends[1][0].weight).abs().max() > 1e-6
+
+
+def test_what_a_fit_keeps_of_its_observations(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, (x, s) = solids("dense"), ball()
+    sdf = prior.adapt(x, s)
+    rows = np.column_stack((sdf.frame.to_field(x), s * sdf.frame.scale))
     far = np.abs(rows[:, 3]) > MARGIN
-    np.testing.assert_allclose(alone.known, rows[far], atol=1e-6)  # type: ignore[arg-type]
-    assert not far.all()
+    np.testing.assert_allclose(sdf.known, rows[far], atol=1e-6)  # type: ignore[arg-type]
+    assert not far.all() and sdf.after(1).known is sdf.known and sdf.after(0).known is None
+    monkeypatch.setattr("metasdf.prior.MAX_CONTEXT", 50)
+    known = prior.known(Observed(sdf.frame, rows[:, :3], rows[:, 3]))
+    assert known is not None and np.abs(known[:, 3]).min() >= np.sort(np.abs(rows[:, 3]))[-50] - 1e-6 and len(known) == 50
+    assert prior.known(Observed(sdf.frame, rows[:, :3], rows[:, 3] * 1e-3)) is None
+    assert solids("oriented").adapt(x, normals=x).known is None and small_prior("dense").adapt(*samples()).known is None

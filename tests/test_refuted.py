@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ def test_what_the_distances_agree_with_stays() -> None:
 
 
 def test_a_ball_refutes_no_surface_at_its_border() -> None:
-    """One point, at exactly s from the speck's nearest vertex, then nearer to each of its vertices by more than the margin or less."""
+    """One point in the speck's middle, whose ball reaches beyond the speck's farthest vertex by a little more than the margin, or a little less."""
     both, x = concatenate([SPECK, LARGE]), np.array([[0.6, 0.0, 0.0]])
     farthest = np.linalg.norm(SPECK.vertices - x, axis=1).max()
     for s, dropped in ((farthest + MARGIN * 1.01, 1), (farthest + MARGIN * 0.99, 0), (-farthest - MARGIN * 1.01, 1)):
@@ -71,7 +70,7 @@ def test_distances_that_say_nothing(n: int) -> None:
 def two_balls(known: np.ndarray | None) -> SDF:
     """A field of two balls, the smaller of which is at (0.6, 0, 0), in the units of a frame."""
     spec = FieldSpec(in_dim=3, width=8, hidden_layers=1)
-    sdf = SDF([initialise(spec)], replace(spec), Distance(), Frame((100.0, 0.0, 0.0), 0.5), known=known)
+    sdf = SDF([initialise(spec)], spec, Distance(), Frame((100.0, 0.0, 0.0), 0.5), known=known)
     sdf.at_field = lambda x: np.minimum(of_large(x), np.linalg.norm(x - np.array((0.6, 0, 0)), axis=1) - 0.1)  # type: ignore[method-assign]
     return sdf
 
@@ -83,6 +82,18 @@ def test_a_fit_has_no_piece_that_its_observations_refute() -> None:
     assert plain.notes == () and found.notes == ("pieces of the surface where the observed distances say that none can be: 1, dropped",)
     assert found.watertight and not found.clipped
     assert found.mesh.vertices[:, 0].max() < 100 + 0.15 / 0.5 and plain.mesh.vertices[:, 0].max() > 100 + 0.65 / 0.5
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_surface_that_leaves_the_cube(dropped: bool) -> None:
+    """If only the dropped piece did, the mesh is closed; if what is kept does, it is not."""
+    sdf = two_balls(np.column_stack(samples()))
+    middle = np.array((0.95 if dropped else 0.6, 0, 0))
+    large = of_large if dropped else lambda x: np.linalg.norm(x - np.array((-0.3, 0, 0)), axis=1) - 0.75
+    sdf.at_field = lambda x: np.minimum(large(x), np.linalg.norm(x - middle, axis=1) - 0.1)  # type: ignore[method-assign]
+    found = sdf.extract(resolution=48)
+    assert len(found.notes) == 1 and components(found.mesh).max() == 0
+    assert (found.clipped, found.watertight) == ((False, True) if dropped else (True, False))
 
 
 def test_what_is_known_is_saved(tmp_path: Path) -> None:

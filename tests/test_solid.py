@@ -17,12 +17,13 @@ from metasdf.errors import EmptySurfaceError, InputError, UsageError
 from metasdf.experiments import experiment
 from metasdf.geometry.frame import FILL
 from metasdf.geometry.io import read_mesh, write_mesh
+from metasdf.geometry.isosurface import extract
 from metasdf.geometry.mesh import is_watertight
 from metasdf.geometry.pose import pose_of
 from metasdf.geometry.scan import read_scan
 from metasdf.geometry.signed import MeshSDF
 from metasdf.prior import Prior, build_conditioner
-from metasdf.solid import observations, reconstruct_scan
+from metasdf.solid import PARTS, PARTS_REFINED, observations, reconstruct_scan
 from metasdf.surfaces import evaluate_surfaces
 from metasdf.tasks import OFFSET
 
@@ -116,7 +117,7 @@ def test_oriented_priors_learn_from_normals(tmp_path: Path) -> None:
     for file in ("in.xyz", "out.ply"):
         scan = read_scan(tmp_path / file)
         pose = pose_of(scan.x)
-        x, s = observations(scan, scan.x, prior, pose, n=200, rng=np.random.default_rng(0))
+        x, s = observations(scan, scan.x, prior, pose, rng=np.random.default_rng(0))
         assert s is not None and len(x) >= 400 and s.max() == pytest.approx(OFFSET / pose.frame.scale, rel=0.05) and s.min() < 0
         if file == "in.xyz":
             np.testing.assert_allclose(np.linalg.norm(x - PLACE, axis=1) - 2.0, s, atol=1e-6)
@@ -136,6 +137,26 @@ def test_normals_that_the_prior_does_not_use(tmp_path: Path, rule: str, category
     np.savetxt(tmp_path / "in.xyz", np.column_stack((2.0 * n, n)) if normals else 2.0 * n, fmt="%.9f")
     notes = reconstruct_scan(tmp_path / "in.xyz", prior, tmp_path / "out.ply", resolution=16).summary.notes
     assert ["-m tables-oriented --refine" in note for note in notes] == [True] * told
+
+
+@pytest.mark.parametrize(("rule", "file"), [("dense", "samples.npz"), ("dense", "mesh.ply"), ("oriented", "points.xyz"), ("oriented", "mesh.ply")])
+def test_the_learned_steps_see_the_same_with_refining_and_without(tmp_path: Path, rule: str, file: str) -> None:
+    """A fair draw, even of a file in order: samples outside before those inside, points from top to bottom."""
+    n = directions(1000)
+    n = n[np.argsort(n[:, 1])]
+    x = np.concatenate((1.1 * n, 0.9 * n))
+    s = np.repeat((0.1, -0.1), 1000)
+    np.savez(tmp_path / "samples.npz", points=x[600:1400], sdf=s[600:1400])
+    np.savetxt(tmp_path / "points.xyz", np.column_stack((n, n))[::2], fmt="%.9f")
+    write_mesh(tmp_path / "mesh.ply", extract(lambda p: np.linalg.norm(p, axis=1) - 0.8, resolution=32).mesh)
+    prior, scan = ball(rule), read_scan(tmp_path / file)
+    few, many = (observations(scan, scan.x, prior, pose_of(scan.x), parts=parts, rng=np.random.default_rng(0)) for parts in (PARTS, PARTS_REFINED))
+    assert len(few.x) == 2 * 200 and len(many.x) == {"samples.npz": 800, "points.xyz": 500, "mesh.ply": 8 * 200}[file]
+    for name in ("x", "s"):
+        np.testing.assert_array_equal(getattr(few, name)[:200], getattr(many, name)[:200])
+    first = few.rows(slice(200))
+    assert first.s is not None and 0.2 < (first.s < 0).mean() < 0.8
+    assert abs(first.x[:, 1].mean() - many.x[:, 1].mean()) < 0.3 * many.x[:, 1].std()
 
 
 @pytest.mark.parametrize("turns", [1, 4])

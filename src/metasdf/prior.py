@@ -97,8 +97,9 @@ class Prior(nn.Module):
         return self.experiment.context == "dense"
 
     @property
-    def needs_distances(self) -> bool:
-        """True distances, which bound each other: those of images jump by a pixel at the border, those that normals tell are wrong behind sheets."""
+    def bounds_hold(self) -> bool:
+        """Whether it observes true distances, which bound each other (`conditioning.refine.around`): those of images jump by a pixel at the border,
+        those that normals tell are wrong behind sheets."""
         return self.dim == 3 and self.needs_values
 
     @property
@@ -131,7 +132,7 @@ class Prior(nn.Module):
         `check_refine`."""
         self.check_refine(steps)
         own = getattr(self.conditioner, "head", None)
-        return refine(params, context, self.conditioner.spec, own if isinstance(own, Head) else self.head, steps=steps, bounds=self.needs_distances)
+        return refine(params, context, self.conditioner.spec, own if isinstance(own, Head) else self.head, steps=steps, bounds=self.bounds_hold)
 
     def frame_of(self, surface: NDArray[np.floating]) -> Frame:
         """The frame in which a shape with these surface points looks like the training shapes."""
@@ -231,8 +232,9 @@ class Prior(nn.Module):
                 sdfs[i] = SDF(own, self.conditioner.spec, self.head, observed[i].pose, prior=self.name, refined=last, known=self.known(observed[i]))
         return [sdf for sdf in sdfs if sdf is not None]
 
-    def refined(self, sdf: SDF, observed: Observed, *, steps: int) -> SDF:
-        """An SDF of this prior, refined to what is observed: more than its learned steps saw, perhaps. Raises as `check_refine`."""
+    def refine_sdf(self, sdf: SDF, observed: Observed, *, steps: int) -> SDF:
+        """What the learned steps of `fit` found, refined to what is observed in the same pose: more than these saw, perhaps. Raises as
+        `check_refine`."""
         first = sdf.params[0].weight
         y = np.zeros(len(observed.x)) if observed.s is None else observed.s
         context = Observations(*(torch.from_numpy(each.astype(np.float32)).to(first) for each in (observed.x, y[:, None])))
@@ -240,13 +242,14 @@ class Prior(nn.Module):
         return SDF(sdf.path, sdf.spec, sdf.head, sdf.pose, prior=sdf.prior, refined=params, known=self.known(observed))
 
     def known(self, observed: Observed) -> NDArray[np.float32] | None:
-        """`SDF.known`, of the observations that can refute something."""
-        if not self.needs_distances or observed.s is None:
+        """`SDF.known`: the observations that can refute something, MAX_CONTEXT at most, those that reach farthest; none if there is none."""
+        if not self.bounds_hold or observed.s is None:
             return None
         from metasdf.geometry.refuted import MARGIN
 
-        far = np.abs(observed.s) > MARGIN
-        return np.column_stack((observed.x[far], observed.s[far])).astype(np.float32)
+        reach = np.abs(observed.s)
+        far = np.sort(np.argsort(-reach, kind="stable")[: min(int((reach > MARGIN).sum()), MAX_CONTEXT)])
+        return np.column_stack((observed.x[far], observed.s[far])).astype(np.float32) if len(far) else None
 
 
 class SDF:
@@ -273,8 +276,8 @@ class SDF:
         return self.refined or self.path[-1]
 
     def after(self, step: int) -> SDF:
-        """The field after `step` steps; 0 is the learned initialisation."""
-        return SDF(self.path[: step + 1], self.spec, self.head, self.pose, prior=self.prior, known=self.known)
+        """The field after `step` steps; 0 is the learned initialisation, which knows nothing of the shape."""
+        return SDF(self.path[: step + 1], self.spec, self.head, self.pose, prior=self.prior, known=self.known if step else None)
 
     def in_field(self, x: Tensor) -> Tensor:
         """Distance (N, 1) at field coordinates (N, d), differentiable."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 FORMAT = "metasdf-solid-1"  # how a summary of ours is told from another file of the same name
 DRAWN = 20_000  # points of the surface of a mesh
-REFINED = 8  # times as many observations for a refined fit as for the learned steps (docs/scans.md)
+PARTS, PARTS_REFINED = 2, 8  # times n_test observations: the learned steps see one, the others judge; where the fit is refined, that sees all
 CAUSES = ("another kind of shape, another axis up (--up) or heading (--align), normals that point inwards, stray points (--outliers drop), or few "
           "points")  # fmt: skip
 SINGLE = (".stl", ".glb")  # mesh files in single precision
@@ -100,8 +100,8 @@ def fit_scan(
     A level-set or partial prior learns from points of the surface, an oriented one from points with normals, a dense one from signed distances:
     samples, or those to a mesh.
     up: the axis of the scan that points up. turns: headings about it that are tried, 360 / turns degrees apart; the one whose field agrees best
-    with the observations is kept. refine: steps of Adam after that, as in `Prior.refined`, on REFINED times as many observations, where the scan
-    has them. Raises InputError, UsageError.
+    with the observations is kept. refine: steps of Adam after that (`Prior.refine_sdf`), on PARTS_REFINED times as many observations, where the
+    scan has them. Raises InputError, UsageError.
     """
     path = Path(path)
     prior.check_refine(refine)
@@ -112,12 +112,11 @@ def fit_scan(
         framed = surface if scan.mesh is None else scan.x  # as shapes of training are: by their vertices
         poses = [pose_of(framed, turn @ upright(up)) for turn in headings(turns)]
         started = time.perf_counter()
-        n = prior.experiment.n_test
-        known = observations(scan, surface, prior, poses[0], n=REFINED // 2 * n if refine else n, rng=rng)
-        given = known.rows(slice(n))
+        known = observations(scan, surface, prior, poses[0], parts=PARTS_REFINED if refine else PARTS, rng=rng)
+        given = known.rows(slice(prior.experiment.n_test))
         sdfs = prior.fit([_seen(pose, given) for pose in poses], steps=steps)
         best = int(np.argmin([misfit(sdf, given) for sdf in sdfs]))
-        sdf = prior.refined(sdfs[best], _seen(poses[best], known), steps=refine) if refine else sdfs[best]
+        sdf = prior.refine_sdf(sdfs[best], _seen(poses[best], known), steps=refine) if refine else sdfs[best]
         ms = (time.perf_counter() - started) * 1e3
         said = doubt(prior, sdf, known, len(given.x), units=scan.units, causes=CAUSES), _unused_normals(scan, prior)
     return Fit(scan, surface, sdf, len(given.x), len(known.x) if refine else 0, best * 360.0 / turns, ms, (*scan.notes, *filter(None, said)))
@@ -161,16 +160,18 @@ def reconstruct_scan(
     return Reconstruction(sdf, mesh, summary)
 
 
-def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, n: int, rng: np.random.Generator) -> Points:
-    """What the prior is given of a scan, in its own units and axes: n points of the surface, or samples with distances; and as many others, to
-    judge by. All there are where they are fewer. pose: in whose cube samples of a mesh are drawn."""
+def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, parts: int = PARTS, rng: np.random.Generator) -> Points:
+    """What is known of a scan, in its own units and axes: n_test points of the surface, or samples with distances, which the prior is given; and
+    others, so many times n_test in all. All there are where they are fewer. The first n_test do not depend on `parts`. pose: in whose cube samples
+    of a mesh are drawn."""
+    n = prior.experiment.n_test
     if prior.needs_normals:
-        return _beside_surface(scan, 2 * n, prior, pose, rng=rng)
+        return _beside_surface(scan, n, prior, pose, parts=parts, rng=rng)
     if not prior.needs_values:
-        return Points(_some(surface, n, rng))
+        return Points(_some(surface, n, rng, parts=parts))
     if scan.mesh is not None:
         sdf = _mesh_sdf(scan.mesh, pose)
-        drawn = [sdf_samples(sdf, n, rng=rng) for _ in range(2)]  # each with its share far from the surface
+        drawn = [sdf_samples(sdf, n, rng=rng) for _ in range(parts)]  # each with its share far from the surface
         return Points(pose.from_field(np.concatenate([part.x for part in drawn])), np.concatenate([part.s for part in drawn]) / pose.frame.scale)
     if scan.s is None:
         raise InputError(f"the prior {prior.name} learns from signed distances, the scan has points alone", cause="a scan without distances",
@@ -178,22 +179,22 @@ def observations(scan: Scan, surface: Floats, prior: Prior, pose: Pose, *, n: in
     rows = np.column_stack((scan.x, scan.s))[np.abs(pose.to_field(scan.x)).max(1) <= 1]
     if not len(rows):
         raise InputError("no sample lies near the surface", cause="too few samples", fix="give more of them, within the size of the shape")
-    chosen = _some(rows, n, rng)
+    chosen = _some(rows, n, rng, parts=parts)
     return Points(chosen[:, :3], chosen[:, 3])
 
 
-def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, rng: np.random.Generator) -> Points:
-    """Up to n points with normals as observations of the distance (`tasks.moved`), in the scan's units and axes."""
+def _beside_surface(scan: Scan, n: int, prior: Prior, pose: Pose, *, parts: int, rng: np.random.Generator) -> Points:
+    """The same of points with normals, as observations of the distance (`tasks.moved`)."""
     if scan.mesh is not None:
-        points, normals, _ = surface_points(_mesh_sdf(scan.mesh, pose).surface, n, rng=rng)
-        x, s = moved(rng, points, normals)
-        return Points(pose.from_field(x), s[:, 0] / pose.frame.scale)
+        mesh = _mesh_sdf(scan.mesh, pose).surface
+        drawn = [moved(rng, *surface_points(mesh, n, rng=rng)[:2]) for _ in range(parts)]
+        return Points(pose.from_field(np.concatenate([x for x, _ in drawn])), np.concatenate([s[:, 0] for _, s in drawn]) / pose.frame.scale)
     if scan.normals is None or scan.s is not None:  # samples with distances are not on the surface, whatever else they have
         there = "no normals" if scan.s is None else "signed distances"
         raise InputError(f"the prior {prior.name} learns from surface points with normals, the scan has {there}",
                          cause="columns nx, ny, nz that are missing, or not all unit vectors" if scan.s is None else "samples around the surface",
                          fix=f"use a {'level-set' if scan.s is None else 'dense'} prior; or give points with normals, or a mesh")  # fmt: skip
-    chosen = _some(np.column_stack((scan.x, scan.normals)), n // 2, rng)
+    chosen = _some(np.column_stack((scan.x, scan.normals)), n, rng, parts=parts)
     x, s = moved(rng, chosen[:, :3], chosen[:, 3:], unit=1.0 / pose.frame.scale)
     return Points(x, s[:, 0])
 
@@ -254,9 +255,9 @@ def _told(path: Path, target: Path, s: Summary) -> str:
             f"95 % within {s.residual.p95:.3g} {s.units} -> {target}")  # fmt: skip
 
 
-def _some(rows: Floats, n: int, rng: np.random.Generator) -> Floats:
-    """n of the rows in random order, and then as many others; all, in their own order, where there are no more than n."""
-    return rows if len(rows) <= n else rows[rng.permutation(len(rows))[: 2 * n]]
+def _some(rows: Floats, n: int, rng: np.random.Generator, *, parts: int) -> Floats:
+    """`parts` times n of the rows in random order; all, in their own order, where there are no more than n."""
+    return rows if len(rows) <= n else rows[rng.permutation(len(rows))[: parts * n]]
 
 
 def _seen(pose: Pose, points: Points) -> Observed:

@@ -43,8 +43,8 @@ def surfaces(sdf: SDF, *, resolution: int = 64) -> list[Step]:
     steps = []
     for field in (*(sdf.after(j) for j in range(len(sdf.path))), *([sdf] if sdf.refined else [])):
         try:
-            mesh = field.extract(resolution=resolution).mesh
-            steps.append(Step(mesh, f"{len(mesh.faces):,} faces"))
+            found = field.extract(resolution=resolution)
+            steps.append(Step(found.mesh, "; ".join((f"{len(found.mesh.faces):,} faces", *found.notes))))
         except (EmptySurfaceError, InputError) as error:
             steps.append(Step(None, error.what))
     return steps

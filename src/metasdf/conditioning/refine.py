@@ -70,8 +70,8 @@ class Bounds(NamedTuple):
 
 def around(context: Observations, *, generator: torch.Generator) -> Bounds:
     """What signed distances say of the points between them. Within r of a point at distance s the distance lies between s - r and s + r, and, for r
-    below |s|, on the same side of 0: no surface is that near. One point of each such ball, uniform, in the field's cube. All tasks go the same ways,
-    so that none depends on the others."""
+    below |s|, on the same side of 0: no surface is that near. One point of each such ball, uniform, or nearest to it in the field's cube. All tasks
+    go the same ways, so that none depends on the others."""
     x, s = context
     way = torch.randn(x.shape[-2:], generator=generator).to(x)
     share = torch.rand(s.shape[-2:], generator=generator).to(x) ** (1 / x.shape[-1])

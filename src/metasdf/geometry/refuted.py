@@ -11,8 +11,8 @@ from metasdf.geometry.mesh import Mesh, components, prune
 
 Floats = NDArray[np.floating]
 
-MARGIN = 0.02  # field units: a vertex is that far within the empty ball, which leaves room for the error of fit and grid (docs/method.md)
-_AT_ONCE = 1 << 22  # pairs of vertices and distances
+MARGIN = 0.02  # field units: a vertex is that far within the empty ball, which leaves room for the error of fit and grid (docs/extraction.md)
+_AT_ONCE = 1 << 18  # pairs of vertices and distances, 6 MB
 
 
 class Kept(NamedTuple):
@@ -30,8 +30,9 @@ def drop_refuted(mesh: Mesh, x: Floats, s: Floats, *, margin: float = MARGIN) ->
     sizes = np.bincount(number)
     far = np.abs(s) > margin
     x, reach = x[far], np.abs(s[far]) - margin
+    faces = np.split(mesh.faces[np.argsort(number, kind="stable")], np.cumsum(sizes)[:-1])  # of each piece
     gone = [piece for piece in np.flatnonzero(np.arange(len(sizes)) != sizes.argmax())
-            if len(x) and _within(mesh.vertices[np.unique(mesh.faces[number == piece])], x, reach)]  # fmt: skip
+            if len(x) and _within(mesh.vertices[np.unique(faces[piece])], x, reach)]  # fmt: skip
     return Kept(prune(Mesh(mesh.vertices, mesh.faces[~np.isin(number, gone)])), len(gone)) if gone else Kept(mesh, 0)
 
 
