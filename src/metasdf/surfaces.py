@@ -43,7 +43,7 @@ class Reconstruction(NamedTuple):
     evaluations: int
 
 
-PIECES = {"pieces": "meshes of fits to signed distances are without the pieces that these refute (docs/extraction.md); IoU and signs are of the field"}
+PIECES = {"pieces": "meshes of fits to distances are without the pieces that these refute (docs/extraction.md); IoU and signs are of the field"}
 
 # A row of the data set and a seed for the context -> the shape again. Raises EmptySurfaceError, InputError: a failure.
 Reconstruct = Callable[[int, int], Reconstruction]
@@ -79,7 +79,8 @@ def evaluate_surfaces(
     measured = _measure(reconstruct, store, split=split, category=category, limit=limit, best_of=best_of, seed=seed, convention=convention,
                         progress=progress)  # fmt: skip
     return measured | {
-        "definition": measured["definition"] | PIECES, "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps, "refine": refine,
+        "definition": measured["definition"] | PIECES, "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps,
+        "refine": refine,
         "context": {"rule": e.context, "points": e.n_test}, "hardware": hardware(device), "training": prior.card.get("training", {}),
     }  # fmt: skip
 
