@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from spheres import write_spheres
 
 from metasdf.cli import cli
+from metasdf.cli.options import HEADINGS
 from metasdf.errors import EmptySurfaceError, InputError, UsageError
 from metasdf.experiments import experiment
 from metasdf.geometry.frame import FILL
 from metasdf.geometry.io import read_mesh, write_mesh
 from metasdf.geometry.isosurface import extract
 from metasdf.geometry.mesh import is_watertight
-from metasdf.geometry.pose import pose_of
+from metasdf.geometry.pose import headings, pose_of
 from metasdf.geometry.scan import read_scan
 from metasdf.geometry.signed import MeshSDF
 from metasdf.prior import Prior, build_conditioner
@@ -226,6 +227,18 @@ def test_fewer_faces(scan: Path, saved: Path, tmp_path: Path) -> None:
         code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "x.ply", "--simplify", wrong)
         assert code == 2 and "no number of faces" in told
     assert "--simplify are for 3D priors" in command("reconstruct", scan, "-m", "mnist-levelset", "-o", tmp_path / "x", "--simplify", "10%")[1]
+
+
+def test_headings_that_are_tried(scan: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr("metasdf.solid.headings", lambda turns: (tried.append(turns), headings(1))[1])
+    for text, turns in (("search", HEADINGS), ("3", 3), (None, 1)):
+        options = ("--align", text) if text else ()
+        code, _ = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "a.ply", "--resolution", 16, *options)
+        assert code == 0 and tried.pop() == turns
+    for wrong in ("0", "361", "all", "-4", "2.5", "٣"):
+        code, told = command("reconstruct", scan, "-m", saved, "-o", tmp_path / "x.ply", "--align", wrong)
+        assert code == 2 and "no number of headings" in told
 
 
 def test_no_surface_is_an_error_and_no_file(scan: Path, tmp_path: Path) -> None:

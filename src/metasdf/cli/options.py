@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+HEADINGS = 24  # that --align search tries
 path_type = click.Path(path_type=Path)
 refine_option = click.option("--refine", type=click.IntRange(0), default=0, metavar="N", show_default=True,
                              help="Then N steps of Adam on the whole network, closer to what was observed; not from bare points.")  # fmt: skip
@@ -20,8 +21,8 @@ def scan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--outliers", type=click.Choice(["keep", "drop"]), default="keep", show_default=True, help="3D: points far from all others."),
         click.option("--columns", metavar="NAMES", help='3D: what the columns of a text or .npy file are, as in "x,y,z,_,s".'),
-        click.option("--align", "turns", type=click.IntRange(1, 360), default=1, metavar="N",
-                     help="3D: try N headings about the up axis, 360/N degrees apart, and keep the one that fits best."),
+        click.option("--align", "turns", default="1", metavar="N|search", callback=parse_headings,
+                     help=f"3D: try N headings about the up axis, 360/N degrees apart ({HEADINGS} for 'search'), and keep the one that fits best."),
         click.option("--up", type=click.Choice(["x", "y", "z", "-x", "-y", "-z"]), default="y", show_default=True,
                      help="3D: the scan's axis that goes up."),
     ):  # fmt: skip
@@ -51,6 +52,14 @@ def parse_budget(ctx: click.Context, param: click.Parameter, text: str | None) -
     if not 0 < seconds < float("inf"):
         raise click.BadParameter(f"{text!r} is no duration; write 90s, 5m or 1.5h")
     return seconds
+
+
+def parse_headings(ctx: click.Context, param: click.Parameter, text: str) -> int:
+    """How many headings are tried."""
+    number = HEADINGS if text == "search" else int(text) if text.isdecimal() and text.isascii() else 0
+    if not 1 <= number <= 360:
+        raise click.BadParameter(f"{text!r} is no number of headings; write 24 (1 to 360), or search")
+    return number
 
 
 def parse_faces(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
