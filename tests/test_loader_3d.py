@@ -191,8 +191,8 @@ def test_train_save_evaluate_adapt(store: Store, tmp_path: Path, rule: str) -> N
             with pytest.raises(UsageError, match="bare points are not enough to refine"):
                 call(prior, store, refine=1, progress=False)
     else:
-        refined = evaluate(prior, store, refine=50, progress=False)
-        assert refined["refine"] == 50 and refined["after_step"] is None
+        refined = evaluate(prior, store, refine=200, progress=False)  # fewer do not make up for training of eight steps, with seven frequencies
+        assert refined["refine"] == 200 and refined["after_step"] is None
         assert rule == "oriented" or refined["metrics"]["mae"] < result["metrics"]["mae"]  # points near the surface say little of what is far from it
     s, gradient = sdf.value_and_grad(x[:7])
     assert s.shape == (7,) and gradient.shape == (7, 3) and np.isfinite(s).all()
