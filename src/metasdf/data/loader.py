@@ -191,8 +191,9 @@ class Loader:
         except MetaSDFError:
             raise
         except ValueError as error:
-            fix = ("prepare the meshes themselves" if self.rule == "oriented" else "prepare the data set again with a higher --resolution, or train "
-                   "with fewer points: --set n_context=N --set n_query=N --set n_test=N")  # fmt: skip
+            more = "a higher --resolution" if self.shapes.dim == 2 else "more --samples"
+            fix = ("prepare the meshes themselves" if self.rule == "oriented" else f"prepare the data set again with {more}, or train with fewer "
+                   "points: --set n_context=N --set n_query=N --set n_test=N")  # fmt: skip
             raise UsageError(f"no {self.rule} context can be drawn: {error}", where=f"{self.path}, shape {task}",
                              cause="the data set is too coarse for so many points, or was made without contours or normals", fix=fix) from error
 
