@@ -31,6 +31,7 @@ DEFINITION = {
     "mesh_ms": "median over shapes of the wall-clock milliseconds from parameters to mesh",
     "field_evaluations": "median over shapes of the points at which the field was asked for the mesh",
 }
+PIECES = {"pieces": "meshes of fits to distances are without the pieces that these refute (docs/extraction.md); IoU and signs are of the field"}
 
 
 class Reconstruction(NamedTuple):
@@ -42,8 +43,6 @@ class Reconstruction(NamedTuple):
     mesh_ms: float
     evaluations: int
 
-
-PIECES = {"pieces": "meshes of fits to distances are without the pieces that these refute (docs/extraction.md); IoU and signs are of the field"}
 
 # A row of the data set and a seed for the context -> the shape again. Raises EmptySurfaceError, InputError: a failure.
 Reconstruct = Callable[[int, int], Reconstruction]
@@ -80,8 +79,8 @@ def evaluate_surfaces(
                         progress=progress)  # fmt: skip
     return measured | {
         "definition": measured["definition"] | PIECES, "prior": prior.name, "preset": e.preset, "resolution": resolution, "steps": steps,
-        "refine": refine,
-        "context": {"rule": e.context, "points": e.n_test}, "hardware": hardware(device), "training": prior.card.get("training", {}),
+        "refine": refine, "context": {"rule": e.context, "points": e.n_test}, "hardware": hardware(device),
+        "training": prior.card.get("training", {}),
     }  # fmt: skip
 
 
